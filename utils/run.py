@@ -1,0 +1,324 @@
+"""What every script of the course shares: its flags, its run folder, its result.
+
+A script keeps to this shape::
+
+    parser = make_parser(__doc__)
+    parser.add_argument("--epochs", type=positive_int, default=3, quick=1, help="...")
+    run = Run(parser, __file__)
+    ...
+    run.save_figure(figure, "fit")
+    run.finish({"test_accuracy": accuracy}, data=mnist.describe())
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ---- flags ---------------------------------------------------------------------------------
+
+
+def _number(text: str, kind: type, good: Callable[[Any], bool], wanted: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not good(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    return _number(text, int, lambda n: n >= 1, "a whole number from 1")
+
+
+def seed_int(text: str) -> int:
+    """An argparse type: a seed that Python, NumPy and TensorFlow all take."""
+    return _number(text, int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    return _number(text, float, lambda x: 0 < x < float("inf"), "a number above 0")
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 up to, but not including, 1."""
+    return _number(text, float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+
+
+class CourseParser(argparse.ArgumentParser):
+    """An argument parser whose flags may have a second default, used with ``--quick``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.quick_defaults: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *names: str, quick: Any = None, **kwargs: Any) -> argparse.Action:
+        """Like argparse's; ``quick`` is the default with ``--quick``. The help shows both."""
+        default = kwargs.get("default")
+        if default not in (None, False, argparse.SUPPRESS) and kwargs.get("help"):
+            also = "" if quick is None else f"; with --quick {quick}"
+            kwargs["help"] += f" (default: %(default)s{also})"
+        action = super().add_argument(*names, **kwargs)
+        if quick is not None:
+            self.quick_defaults[action.dest] = quick
+        return action
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """Parse; with ``--quick``, flags that were not given take their quick defaults.
+        In a notebook the command line is the notebook's own, so all flags keep defaults."""
+        args = [] if args is None and in_notebook() else args
+        if super().parse_args(args, namespace).quick:
+            self.set_defaults(**self.quick_defaults)
+        return super().parse_args(args, namespace)
+
+
+def in_notebook() -> bool:
+    """True when the cells run in Jupyter or in an editor that uses its kernel."""
+    return "ipykernel" in sys.modules
+
+
+def make_parser(doc: str) -> CourseParser:
+    """The parser with the flags that all scripts have; ``doc`` is the script's docstring."""
+    parser = CourseParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a first look in seconds: less data, fewer steps"
+    )
+    parser.add_argument(
+        "--seed", type=seed_int, default=1, help="same seed, same result on the same machine"
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="put the run folder at DIR itself, replacing an earlier run there "
+        "(default: a new folder, runs/<chapter>/<script>/<time>)",
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="open figure windows as well as saving the figures"
+    )
+    return parser
+
+
+def add_data_dir(parser: CourseParser) -> None:
+    """Add ``--data-dir``, the flag of every script that reads a data set."""
+    parser.add_argument(
+        "--data-dir",
+        type=existing_dir,
+        metavar="DIR",
+        help="folder that holds the data sets, e.g. DIR/mnist/*.gz (default: the folder named "
+        "by the environment variable COURSE_DATA, then what was downloaded before, then "
+        "a download)",
+    )
+
+
+def existing_dir(text: str) -> Path:
+    """An argparse type: a folder that exists."""
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return path
+
+
+def make_deterministic(seed: int) -> None:
+    """Same seed, same result: seed Python, NumPy, TensorFlow and Keras, and have every
+    TensorFlow operation sum in a fixed order (on a CPU this costs nothing)."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+# ---- files ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``, renamed to ``path`` when the block succeeds, so
+    that a half-written file never bears the final name. The suffix is kept, since Keras and
+    Matplotlib choose the format by it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented UTF-8 JSON, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def readable(path: Path) -> str:
+    """The path as a person would type it: relative to the working directory if below it."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def tensorboard_command(log_dir: Path) -> str:
+    """The exact command that shows ``log_dir`` in TensorBoard, also with no venv activated."""
+    program = shutil.which("tensorboard") or str(Path(sys.executable).with_name("tensorboard"))
+    on_path = shutil.which("tensorboard") is not None
+    words = ["tensorboard" if on_path else program, "--logdir", readable(log_dir)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+# ---- the run -------------------------------------------------------------------------------
+
+
+class Run:
+    """One run of a script: its arguments, its folder, its figures and its result.
+
+    ``folder`` holds event files, figures as PNG, and at the end ``result.json``.
+    """
+
+    def __init__(self, parser: CourseParser, script: str | Path) -> None:
+        if hasattr(sys.stdout, "reconfigure"):  # a console that can't show a sign shows "?"
+            sys.stdout.reconfigure(errors="replace")
+        self.args = parser.parse_args()
+        self.started = time.perf_counter()
+        path = Path(script).resolve()
+        self.script = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+        self.folder = self._make_folder(parser)
+        self.figures: list[Path] = []
+        self._figure_writer: Any = None
+        if "matplotlib" in sys.modules and not self.args.show and not in_notebook():
+            sys.modules["matplotlib"].use("Agg")  # draws into files, needs no screen
+        sys.excepthook = self._excepthook
+
+    def _make_folder(self, parser: CourseParser) -> Path:
+        folder = self.args.run_dir and self.args.run_dir.expanduser().resolve()
+        try:
+            if folder is None:
+                parent = ROOT / "runs" / Path(self.script).with_suffix("")
+                label = f"{datetime.now():%Y%m%d-%H%M%S}" + ("-quick" if self.args.quick else "")
+                parent.mkdir(parents=True, exist_ok=True)
+                number = 1
+                while True:  # two runs may start in the same second
+                    folder = parent / (label if number == 1 else f"{label}-{number}")
+                    try:
+                        folder.mkdir()
+                        break
+                    except FileExistsError:
+                        number += 1
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "result.json").unlink(missing_ok=True)
+        except OSError as error:
+            parser.error(f"can't use the run folder {folder}: {error.strerror}; see --run-dir")
+        return folder
+
+    def _excepthook(self, kind: type, error: BaseException, trace: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"\nStopped. What was written so far is in {readable(self.folder)}")
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    @property
+    def verbose(self) -> int:
+        """Keras's ``verbose``: a live bar on a terminal, a line an epoch in a log file."""
+        return 1 if sys.stdout.isatty() else 2
+
+    def log_dir(self, name: str = "") -> str:
+        """The folder for event files of the TensorBoard run ``name``, without the event files
+        of an earlier run, which TensorBoard would draw into the same curves."""
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        return str(folder)
+
+    def save_figure(self, figure: Any, name: str) -> Path:
+        """Save a Matplotlib figure as ``<name>.png`` in the run folder, and as the image
+        ``name`` for TensorBoard's Images tab; print the path."""
+        import tensorflow as tf
+
+        from utils.summary import figure_to_image
+
+        path = self.folder / f"{name}.png"
+        with written_whole(path) as temporary:
+            figure.savefig(temporary, dpi=120)
+        if self._figure_writer is None:
+            self._figure_writer = tf.summary.create_file_writer(self.log_dir("figures"))
+        with self._figure_writer.as_default():
+            tf.summary.image(name, figure_to_image(figure), step=0)
+            tf.summary.flush()
+        self.figures.append(path)
+        print(f"Figure: {readable(path)}")
+        return path
+
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        data: Mapping[str, Any] | None = None,
+        train_seconds: float | None = None,
+        parameters: int | None = None,
+        **more: Any,
+    ) -> None:
+        """Write ``result.json``, print the result and the TensorBoard command, show figures.
+
+        Args:
+            metrics: what was measured; accuracies are fractions.
+            data: ``{"source": str, "stand_in": bool}``; None when the script makes its own.
+            train_seconds: seconds spent in training alone.
+            parameters: the number of trained parameters.
+            more: further entries for ``result.json``.
+        """
+        data = dict(data or {"source": "made by the script", "stand_in": False})
+        packages = ("tensorflow", "keras", "numpy")
+        result = {
+            "script": self.script,
+            "arguments": {
+                name: str(value) if isinstance(value, Path) else value
+                for name, value in vars(self.args).items()
+            },
+            "seed": self.args.seed,
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "train_seconds": None if train_seconds is None else round(train_seconds, 3),
+            "parameters": parameters,
+            "data": data,
+            "figures": [path.name for path in self.figures],
+            "versions": {"python": platform.python_version()}
+            | {package: importlib.metadata.version(package) for package in packages},
+            **more,
+        }
+        write_json(self.folder / "result.json", result)
+        shown = ", ".join(format_metric(name, value) for name, value in result["metrics"].items())
+        stand_in = "  [STAND-IN DATA, not the real data set]" if data["stand_in"] else ""
+        print(f"\nResult: {shown}{stand_in}")
+        print(f"TensorBoard: {tensorboard_command(self.folder)}")
+        if self.args.show and self.figures:
+            import matplotlib.pyplot as plt
+
+            plt.show()
+
+
+def format_metric(name: str, value: float) -> str:
+    """A metric as a person reads it: accuracies in percent, others with four digits."""
+    words = name.replace("_", " ")
+    return f"{words} {value:.2%}" if name.endswith("accuracy") else f"{words} {value:.4g}"

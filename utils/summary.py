@@ -1,0 +1,54 @@
+"""What the scripts write for TensorBoard beyond one ``tf.summary`` call."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def variable_summaries(name: str, value: Any, step: int | tf.Tensor) -> None:
+    """Write mean, standard deviation, maximum, minimum and histogram of a tensor.
+
+    The tags are ``<name>/mean``, ``/stddev``, ``/max``, ``/min`` (Scalars tab) and
+    ``<name>/histogram`` (Histograms and Distributions tabs). A default writer must be set:
+    ``with writer.as_default():``. The standard deviation divides by the number of elements.
+
+    Args:
+        name: what the tags begin with, e.g. ``"layer1/weights"``.
+        value: a variable, tensor or array of any shape and any real dtype, not empty.
+        step: the position on the horizontal axis.
+
+    Raises:
+        ValueError: ``value`` has no elements.
+    """
+    value = tf.cast(tf.convert_to_tensor(value), tf.float32)
+    if 0 in value.shape:
+        raise ValueError(f"{name}: a tensor of shape {value.shape} has nothing to summarise")
+    tf.summary.scalar(f"{name}/mean", tf.reduce_mean(value), step)
+    tf.summary.scalar(f"{name}/stddev", tf.math.reduce_std(value), step)
+    tf.summary.scalar(f"{name}/max", tf.reduce_max(value), step)
+    tf.summary.scalar(f"{name}/min", tf.reduce_min(value), step)
+    tf.summary.histogram(f"{name}/histogram", value, step)
+
+
+def write_graph(log_dir: str, function: Any) -> None:
+    """Write the graph of a concrete function for TensorBoard's Graphs tab.
+
+    Args:
+        log_dir: the folder for the event file.
+        function: ``f.get_concrete_function(...)`` of a ``tf.function``, or anything else with
+            a ``graph``.
+    """
+    writer = tf.summary.create_file_writer(log_dir)
+    with writer.as_default():
+        tf.summary.graph(function.graph)
+    writer.close()
+
+
+def figure_to_image(figure: Any) -> np.ndarray:
+    """Draw a Matplotlib figure into pixels: uint8 of shape [1, height, width, 4] (RGBA)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[np.newaxis]

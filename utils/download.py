@@ -67,14 +67,7 @@ def fetch(urls: Sequence[str], target: Path, digest: str) -> Path:
 def _download(url: str, part: Path) -> str | None:
     """Download ``url`` to the end of ``part``; the reason if it failed, None if it is whole."""
     import requests
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +81,7 @@ def _download(url: str, part: Path) -> str | None:
                 have = 0
             length = response.headers.get("Content-Length")
             total = have + int(length) if length else None
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-            )
+            columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
             with part.open("ab" if have else "wb") as file, Progress(*columns) as progress:
                 task = progress.add_task(part.stem, completed=have, total=total)
                 for chunk in response.iter_content(CHUNK):

@@ -29,37 +29,26 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# ---- flags ---------------------------------------------------------------------------------
+def _argument(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """An argparse type that says in words what it wants."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not good(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return parse
 
 
-def _number(text: str, kind: type, good: Callable[[Any], bool], wanted: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not good(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    return _number(text, int, lambda n: n >= 1, "a whole number from 1")
-
-
-def seed_int(text: str) -> int:
-    """An argparse type: a seed that Python, NumPy and TensorFlow all take."""
-    return _number(text, int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
-
-
-def positive_float(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    return _number(text, float, lambda x: 0 < x < float("inf"), "a number above 0")
-
-
-def fraction(text: str) -> float:
-    """An argparse type: a number from 0 up to, but not including, 1."""
-    return _number(text, float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+positive_int = _argument(int, lambda n: n >= 1, "a whole number from 1")
+seed_int = _argument(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
+positive_float = _argument(float, lambda x: 0 < x < float("inf"), "a number above 0")
+fraction = _argument(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+existing_dir = _argument(Path, Path.is_dir, "a folder")
 
 
 class CourseParser(argparse.ArgumentParser):
@@ -71,8 +60,7 @@ class CourseParser(argparse.ArgumentParser):
 
     def add_argument(self, *names: str, quick: Any = None, **kwargs: Any) -> argparse.Action:
         """Like argparse's; ``quick`` is the default with ``--quick``. The help shows both."""
-        default = kwargs.get("default")
-        if default not in (None, False, argparse.SUPPRESS) and kwargs.get("help"):
+        if kwargs.get("default") not in (None, False, argparse.SUPPRESS):
             also = "" if quick is None else f"; with --quick {quick}"
             kwargs["help"] += f" (default: %(default)s{also})"
         action = super().add_argument(*names, **kwargs)
@@ -99,48 +87,24 @@ def make_parser(doc: str) -> CourseParser:
     parser = CourseParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="a first look in seconds: less data, fewer steps"
-    )
-    parser.add_argument(
-        "--seed", type=seed_int, default=1, help="same seed, same result on the same machine"
-    )
-    parser.add_argument(
-        "--run-dir",
-        type=Path,
-        metavar="DIR",
-        help="put the run folder at DIR itself, replacing an earlier run there "
-        "(default: a new folder, runs/<chapter>/<script>/<time>)",
-    )
-    parser.add_argument(
-        "--show", action="store_true", help="open figure windows as well as saving the figures"
-    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a first look in seconds: less data, fewer steps")
+    add("--seed", type=seed_int, default=1, help="same seed, same result on the same machine")
+    where = "put the run folder at DIR itself, replacing an earlier run there (default: a new one)"
+    add("--run-dir", type=Path, metavar="DIR", help=where)
+    add("--show", action="store_true", help="open figure windows as well as saving the figures")
     return parser
 
 
 def add_data_dir(parser: CourseParser) -> None:
     """Add ``--data-dir``, the flag of every script that reads a data set."""
-    parser.add_argument(
-        "--data-dir",
-        type=existing_dir,
-        metavar="DIR",
-        help="folder that holds the data sets, e.g. DIR/mnist/*.gz (default: the folder named "
-        "by the environment variable COURSE_DATA, then what was downloaded before, then "
-        "a download)",
-    )
-
-
-def existing_dir(text: str) -> Path:
-    """An argparse type: a folder that exists."""
-    path = Path(text).expanduser()
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a folder")
-    return path
+    text = "folder that holds mnist/ and other data sets (default: the environment variable "
+    text += "COURSE_DATA, then what was downloaded before, then a download)"
+    parser.add_argument("--data-dir", type=existing_dir, metavar="DIR", help=text)
 
 
 def make_deterministic(seed: int) -> None:
-    """Same seed, same result: seed Python, NumPy, TensorFlow and Keras, and have every
-    TensorFlow operation sum in a fixed order (on a CPU this costs nothing)."""
+    """Seed Python, NumPy, TensorFlow and Keras, and have TensorFlow add in a fixed order."""
     import keras
     import tensorflow as tf
 
@@ -148,14 +112,10 @@ def make_deterministic(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-# ---- files ---------------------------------------------------------------------------------
-
-
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``, renamed to ``path`` when the block succeeds, so
-    that a half-written file never bears the final name. The suffix is kept, since Keras and
-    Matplotlib choose the format by it."""
+    """Yield a temporary name, of the same suffix, that is renamed to ``path`` if the block
+    succeeds: a half-written file never bears the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -167,10 +127,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented UTF-8 JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with written_whole(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text, encoding="utf-8")
 
 
 def readable(path: Path) -> str:
@@ -181,13 +140,16 @@ def readable(path: Path) -> str:
 
 def tensorboard_command(log_dir: Path) -> str:
     """The exact command that shows ``log_dir`` in TensorBoard, also with no venv activated."""
-    program = shutil.which("tensorboard") or str(Path(sys.executable).with_name("tensorboard"))
-    on_path = shutil.which("tensorboard") is not None
-    words = ["tensorboard" if on_path else program, "--logdir", readable(log_dir)]
+    beside_python = str(Path(sys.executable).with_name("tensorboard"))
+    program = "tensorboard" if shutil.which("tensorboard") else beside_python
+    words = [program, "--logdir", readable(log_dir)]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-# ---- the run -------------------------------------------------------------------------------
+def format_metric(name: str, value: float) -> str:
+    """A metric as a person reads it: accuracies in percent, others with four digits."""
+    words = name.replace("_", " ")
+    return f"{words} {value:.2%}" if name.endswith("accuracy") else f"{words} {value:.4g}"
 
 
 class Run:
@@ -203,32 +165,28 @@ class Run:
         self.started = time.perf_counter()
         path = Path(script).resolve()
         self.script = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-        self.folder = self._make_folder(parser)
         self.figures: list[Path] = []
         self._figure_writer: Any = None
         if "matplotlib" in sys.modules and not self.args.show and not in_notebook():
             sys.modules["matplotlib"].use("Agg")  # draws into files, needs no screen
+        try:
+            self.folder = self._make_folder()
+        except OSError as error:
+            parser.error(f"can't make the run folder {error.filename}: {error.strerror}")
         sys.excepthook = self._excepthook
 
-    def _make_folder(self, parser: CourseParser) -> Path:
-        folder = self.args.run_dir and self.args.run_dir.expanduser().resolve()
-        try:
-            if folder is None:
-                parent = ROOT / "runs" / Path(self.script).with_suffix("")
-                label = f"{datetime.now():%Y%m%d-%H%M%S}" + ("-quick" if self.args.quick else "")
-                parent.mkdir(parents=True, exist_ok=True)
-                number = 1
-                while True:  # two runs may start in the same second
-                    folder = parent / (label if number == 1 else f"{label}-{number}")
-                    try:
-                        folder.mkdir()
-                        break
-                    except FileExistsError:
-                        number += 1
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "result.json").unlink(missing_ok=True)
-        except OSError as error:
-            parser.error(f"can't use the run folder {folder}: {error.strerror}; see --run-dir")
+    def _make_folder(self) -> Path:
+        folder = self.args.run_dir
+        if folder is None:
+            label = f"{datetime.now():%Y%m%d-%H%M%S}{'-quick' if self.args.quick else ''}"
+            folder = ROOT / "runs" / Path(self.script).with_suffix("") / label
+            number = 2
+            while folder.exists():  # two runs may start in the same second
+                folder = folder.with_name(f"{label}-{number}")
+                number += 1
+        folder = folder.expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
         return folder
 
     def _excepthook(self, kind: type, error: BaseException, trace: Any) -> None:
@@ -243,8 +201,8 @@ class Run:
         return 1 if sys.stdout.isatty() else 2
 
     def log_dir(self, name: str = "") -> str:
-        """The folder for event files of the TensorBoard run ``name``, without the event files
-        of an earlier run, which TensorBoard would draw into the same curves."""
+        """The folder for the TensorBoard run ``name``, without the event files of an earlier
+        run, which TensorBoard would draw into the same curves."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("events.out.tfevents.*"):
@@ -252,8 +210,7 @@ class Run:
         return str(folder)
 
     def save_figure(self, figure: Any, name: str) -> Path:
-        """Save a Matplotlib figure as ``<name>.png`` in the run folder, and as the image
-        ``name`` for TensorBoard's Images tab; print the path."""
+        """Save a figure as ``<name>.png`` and for TensorBoard's Images tab; print its path."""
         import tensorflow as tf
 
         from utils.summary import figure_to_image
@@ -288,37 +245,25 @@ class Run:
             parameters: the number of trained parameters.
             more: further entries for ``result.json``.
         """
-        data = dict(data or {"source": "made by the script", "stand_in": False})
-        packages = ("tensorflow", "keras", "numpy")
+        arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
+        versions = {p: importlib.metadata.version(p) for p in ("tensorflow", "keras", "numpy")}
         result = {
             "script": self.script,
-            "arguments": {
-                name: str(value) if isinstance(value, Path) else value
-                for name, value in vars(self.args).items()
-            },
+            "arguments": arguments,
             "seed": self.args.seed,
             "metrics": {name: float(value) for name, value in metrics.items()},
             "seconds": round(time.perf_counter() - self.started, 3),
             "train_seconds": None if train_seconds is None else round(train_seconds, 3),
             "parameters": parameters,
-            "data": data,
+            "data": dict(data or {"source": "made by the script", "stand_in": False}),
             "figures": [path.name for path in self.figures],
-            "versions": {"python": platform.python_version()}
-            | {package: importlib.metadata.version(package) for package in packages},
+            "versions": {"python": platform.python_version(), **versions},
             **more,
         }
         write_json(self.folder / "result.json", result)
         shown = ", ".join(format_metric(name, value) for name, value in result["metrics"].items())
-        stand_in = "  [STAND-IN DATA, not the real data set]" if data["stand_in"] else ""
-        print(f"\nResult: {shown}{stand_in}")
+        warning = " [STAND-IN DATA, not the real data set]" if result["data"]["stand_in"] else ""
+        print(f"\nResult: {shown}{warning}")
         print(f"TensorBoard: {tensorboard_command(self.folder)}")
         if self.args.show and self.figures:
-            import matplotlib.pyplot as plt
-
-            plt.show()
-
-
-def format_metric(name: str, value: float) -> str:
-    """A metric as a person reads it: accuracies in percent, others with four digits."""
-    words = name.replace("_", " ")
-    return f"{words} {value:.2%}" if name.endswith("accuracy") else f"{words} {value:.4g}"
+            sys.modules["matplotlib.pyplot"].show()

@@ -1,14 +1,4 @@
-"""What every script of the course shares: its flags, its run folder, its result.
-
-A script keeps to this shape::
-
-    parser = make_parser(__doc__)
-    parser.add_argument("--epochs", type=positive_int, default=3, quick=1, help="...")
-    run = Run(parser, __file__)
-    ...
-    run.save_figure(figure, "fit")
-    run.finish({"test_accuracy": accuracy}, data=mnist.describe())
-"""
+"""What every script of the course shares: its flags, its run folder, its result."""
 
 import argparse
 import importlib.metadata
@@ -27,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+IN_NOTEBOOK = "ipykernel" in sys.modules  # Jupyter, or an editor that runs the cells
 
 
 def _argument(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
@@ -69,17 +60,11 @@ class CourseParser(argparse.ArgumentParser):
         return action
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """Parse; with ``--quick``, flags that were not given take their quick defaults.
-        In a notebook the command line is the notebook's own, so all flags keep defaults."""
-        args = [] if args is None and in_notebook() else args
+        """Parse; with ``--quick``, flags that were not given take their quick defaults."""
+        args = [] if IN_NOTEBOOK and args is None else args  # its command line is not ours
         if super().parse_args(args, namespace).quick:
             self.set_defaults(**self.quick_defaults)
         return super().parse_args(args, namespace)
-
-
-def in_notebook() -> bool:
-    """True when the cells run in Jupyter or in an editor that uses its kernel."""
-    return "ipykernel" in sys.modules
 
 
 def make_parser(doc: str) -> CourseParser:
@@ -98,8 +83,7 @@ def make_parser(doc: str) -> CourseParser:
 
 def add_data_dir(parser: CourseParser) -> None:
     """Add ``--data-dir``, the flag of every script that reads a data set."""
-    text = "folder that holds mnist/ and other data sets (default: the environment variable "
-    text += "COURSE_DATA, then what was downloaded before, then a download)"
+    text = "folder that holds mnist/ etc. (default: $COURSE_DATA, earlier downloads, a download)"
     parser.add_argument("--data-dir", type=existing_dir, metavar="DIR", help=text)
 
 
@@ -134,8 +118,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def readable(path: Path) -> str:
     """The path as a person would type it: relative to the working directory if below it."""
-    path = Path(path).resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def tensorboard_command(log_dir: Path) -> str:
@@ -153,10 +137,7 @@ def format_metric(name: str, value: float) -> str:
 
 
 class Run:
-    """One run of a script: its arguments, its folder, its figures and its result.
-
-    ``folder`` holds event files, figures as PNG, and at the end ``result.json``.
-    """
+    """One run of a script: ``args``, and ``folder`` for event files, figures, ``result.json``."""
 
     def __init__(self, parser: CourseParser, script: str | Path) -> None:
         if hasattr(sys.stdout, "reconfigure"):  # a console that can't show a sign shows "?"
@@ -167,12 +148,13 @@ class Run:
         self.script = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
         self.figures: list[Path] = []
         self._figure_writer: Any = None
-        if "matplotlib" in sys.modules and not self.args.show and not in_notebook():
+        if "matplotlib" in sys.modules and not self.args.show and not IN_NOTEBOOK:
             sys.modules["matplotlib"].use("Agg")  # draws into files, needs no screen
         try:
             self.folder = self._make_folder()
         except OSError as error:
             parser.error(f"can't make the run folder {error.filename}: {error.strerror}")
+        self.resuming = self._was_interrupted()
         sys.excepthook = self._excepthook
 
     def _make_folder(self) -> Path:
@@ -189,9 +171,32 @@ class Run:
         (folder / "result.json").unlink(missing_ok=True)
         return folder
 
+    def _was_interrupted(self) -> bool:
+        """True if the folder holds a run with the same settings that did not come to its end."""
+        settings = {k: v for k, v in self.args_as_json().items() if k not in ("run_dir", "show")}
+        settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
+        note = self.folder / "unfinished.json"
+        try:
+            if json.loads(note.read_text(encoding="utf-8")) == settings:
+                return True
+        except (OSError, ValueError):
+            pass
+        shutil.rmtree(self.backup, ignore_errors=True)  # of a run with other settings
+        write_json(note, settings)
+        return False
+
+    @property
+    def backup(self) -> Path:
+        """Where a training keeps what it needs to go on; there until the run is finished."""
+        return self.folder / "backup"
+
+    def args_as_json(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
+
     def _excepthook(self, kind: type, error: BaseException, trace: Any) -> None:
         if issubclass(kind, KeyboardInterrupt):
-            print(f"\nStopped. What was written so far is in {readable(self.folder)}")
+            folder = readable(self.folder)
+            print(f"\nStopped. The same command with --run-dir {folder} goes on from there.")
         else:
             sys.__excepthook__(kind, error, trace)
 
@@ -201,11 +206,11 @@ class Run:
         return 1 if sys.stdout.isatty() else 2
 
     def log_dir(self, name: str = "") -> str:
-        """The folder for the TensorBoard run ``name``, without the event files of an earlier
-        run, which TensorBoard would draw into the same curves."""
+        """The folder for the TensorBoard run ``name``. Event files of an earlier run go, since
+        TensorBoard would draw them into the same curves; those of an interrupted one stay."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("events.out.tfevents.*"):
+        for old in () if self.resuming else folder.glob("events.out.tfevents.*"):
             old.unlink()
         return str(folder)
 
@@ -238,18 +243,14 @@ class Run:
     ) -> None:
         """Write ``result.json``, print the result and the TensorBoard command, show figures.
 
-        Args:
-            metrics: what was measured; accuracies are fractions.
-            data: ``{"source": str, "stand_in": bool}``; None when the script makes its own.
-            train_seconds: seconds spent in training alone.
-            parameters: the number of trained parameters.
-            more: further entries for ``result.json``.
+        ``metrics``: accuracies are fractions. ``data``: ``{"source": str, "stand_in": bool}``,
+        None when the script makes its own. ``train_seconds``: those of training alone.
+        ``parameters``: how many are trained. ``more``: further entries for the file.
         """
-        arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
         versions = {p: importlib.metadata.version(p) for p in ("tensorflow", "keras", "numpy")}
         result = {
             "script": self.script,
-            "arguments": arguments,
+            "arguments": self.args_as_json(),
             "seed": self.args.seed,
             "metrics": {name: float(value) for name, value in metrics.items()},
             "seconds": round(time.perf_counter() - self.started, 3),
@@ -261,6 +262,8 @@ class Run:
             **more,
         }
         write_json(self.folder / "result.json", result)
+        (self.folder / "unfinished.json").unlink(missing_ok=True)
+        shutil.rmtree(self.backup, ignore_errors=True)
         shown = ", ".join(format_metric(name, value) for name, value in result["metrics"].items())
         warning = " [STAND-IN DATA, not the real data set]" if result["data"]["stand_in"] else ""
         print(f"\nResult: {shown}{warning}")

@@ -34,8 +34,6 @@ from data import mnist
 from utils.run import (
     CourseParser,
     Run,
-    add_data_dir,
-    make_deterministic,
     make_parser,
     positive_float,
     positive_int,
@@ -51,7 +49,7 @@ BLUE, RED = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
 def flags() -> CourseParser:
     """The flags of this script and, with them, the defaults of its training."""
     parser = make_parser(__doc__)
-    add_data_dir(parser)
+    mnist.add_data_dir(parser)
     parser.add_argument(
         "--epochs", type=positive_int, default=4, quick=1, help="passes over the training images"
     )
@@ -360,7 +358,8 @@ def show_confusion(matrix: np.ndarray) -> plt.Figure:
 def main() -> None:
     run = Run(flags(), __file__)
     args = run.args
-    make_deterministic(args.seed)
+    keras.utils.set_random_seed(args.seed)
+    tf.config.experimental.enable_op_determinism()  # add in a fixed order
     m = mnist.load(args.data_dir)
     print(f"Data: {m.source}. Seed: {args.seed}")
 

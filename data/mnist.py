@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 
 from utils.download import OFFLINE_VARIABLE, DownloadError, fetch, sha256
-from utils.run import existing_dir
 
 CACHE = Path(__file__).resolve().parent / "mnist"
 MIRRORS = (
@@ -68,6 +67,25 @@ class Mnist:
     def describe(self) -> dict[str, str | bool]:
         """What ``result.json`` says of the data."""
         return {"source": self.source, "stand_in": self.stand_in}
+
+
+def existing_dir(text: str) -> Path:
+    """An argparse type: a folder that exists."""
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return path
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data-dir``, the flag of every script that reads MNIST."""
+    parser.add_argument(
+        "--data-dir",
+        type=existing_dir,
+        metavar="DIR",
+        help="folder that holds mnist/*.gz (default: the environment variable COURSE_DATA, then "
+        "what was downloaded before, then a download)",
+    )
 
 
 def load(data_dir: Path | None = None) -> Mnist:
@@ -199,9 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data-dir", type=existing_dir, help="folder that holds mnist/ (default: COURSE_DATA)"
-    )
+    add_data_dir(parser)
     mnist = load(parser.parse_args().data_dir)
     print(f"{mnist.source}{' [STAND-IN]' if mnist.stand_in else ''}")
     for part in ("train", "validation", "test"):

@@ -39,8 +39,6 @@ from utils.download import OFFLINE_VARIABLE
 from utils.run import (
     CourseParser,
     Run,
-    add_data_dir,
-    make_deterministic,
     make_parser,
     positive_float,
     positive_int,
@@ -51,7 +49,7 @@ from utils.summary import variable_summaries, write_graph
 
 ROWS, COLUMNS, CLASSES = 28, 28, 10
 UNITS = 128  # of the LSTM
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 8, 128, 3e-3
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 64, 3e-3
 WARM_UP = 0.15  # the part of all steps in which the learning rate rises
 QUICK_TRAIN, QUICK_VALIDATION = 5_000, 1_000  # --quick takes the first so many images
 EVALUATION_BATCH = 500  # outside training the batch size matters for speed only
@@ -60,7 +58,7 @@ EVALUATION_BATCH = 500  # outside training the batch size matters for speed only
 def make_flags() -> CourseParser:
     """The flags of this script."""
     parser = make_parser(__doc__)
-    add_data_dir(parser)
+    mnist.add_data_dir(parser)
     parser.add_argument(
         "--epochs", type=positive_int, default=EPOCHS, quick=2, help="passes over the training set"
     )
@@ -714,7 +712,8 @@ def main() -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         # By default the first process takes a GPU's whole memory; the second needs some too.
         tf.config.experimental.set_memory_growth(gpu, True)
-    make_deterministic(args.seed)
+    keras.utils.set_random_seed(args.seed)
+    tf.config.experimental.enable_op_determinism()  # add in a fixed order
     if args.predict:
         use_saved_model(run)
         return

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,32 +38,26 @@ def _argument(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[
 positive_int = _argument(int, lambda n: n >= 1, "a whole number from 1")
 seed_int = _argument(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
 positive_float = _argument(float, lambda x: 0 < x < float("inf"), "a number above 0")
-fraction = _argument(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
-existing_dir = _argument(Path, Path.is_dir, "a folder")
 
 
 class CourseParser(argparse.ArgumentParser):
     """An argument parser whose flags may have a second default, used with ``--quick``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.quick_defaults: dict[str, Any] = {}
-        super().__init__(*args, **kwargs)
-
     def add_argument(self, *names: str, quick: Any = None, **kwargs: Any) -> argparse.Action:
         """Like argparse's; ``quick`` is the default with ``--quick``. The help shows both."""
-        if kwargs.get("default") not in (None, False, argparse.SUPPRESS):
+        if "help" in kwargs and kwargs.get("default") not in (None, argparse.SUPPRESS):
             also = "" if quick is None else f"; with --quick {quick}"
             kwargs["help"] += f" (default: %(default)s{also})"
         action = super().add_argument(*names, **kwargs)
-        if quick is not None:
-            self.quick_defaults[action.dest] = quick
+        action.quick_default = action.default if quick is None else quick
         return action
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
         """Parse; with ``--quick``, flags that were not given take their quick defaults."""
         args = [] if IN_NOTEBOOK and args is None else args  # its command line is not ours
         if super().parse_args(args, namespace).quick:
-            self.set_defaults(**self.quick_defaults)
+            for action in self._actions:
+                action.default = action.quick_default
         return super().parse_args(args, namespace)
 
 
@@ -75,25 +69,9 @@ def make_parser(doc: str) -> CourseParser:
     add = parser.add_argument
     add("--quick", action="store_true", help="a first look in seconds: less data, fewer steps")
     add("--seed", type=seed_int, default=1, help="same seed, same result on the same machine")
-    where = "put the run folder at DIR itself, replacing an earlier run there (default: a new one)"
-    add("--run-dir", type=Path, metavar="DIR", help=where)
+    add("--run-dir", type=Path, metavar="DIR", help="the run's folder itself (default: a new one)")
     add("--show", action="store_true", help="open figure windows as well as saving the figures")
     return parser
-
-
-def add_data_dir(parser: CourseParser) -> None:
-    """Add ``--data-dir``, the flag of every script that reads a data set."""
-    text = "folder that holds mnist/ etc. (default: $COURSE_DATA, earlier downloads, a download)"
-    parser.add_argument("--data-dir", type=existing_dir, metavar="DIR", help=text)
-
-
-def make_deterministic(seed: int) -> None:
-    """Seed Python, NumPy, TensorFlow and Keras, and have TensorFlow add in a fixed order."""
-    import keras
-    import tensorflow as tf
-
-    keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
 
 
 @contextmanager
@@ -110,8 +88,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented UTF-8 JSON, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    """Write ``content``, NumPy numbers too, as indented UTF-8 JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=lambda x: x.item()) + "\n"
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -122,12 +100,16 @@ def readable(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def quoted(*words: str | Path) -> str:
+    """The words as a command line from which the system's shell reads the same words."""
+    words = [readable(word) if isinstance(word, Path) else word for word in words]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
 def tensorboard_command(log_dir: Path) -> str:
     """The exact command that shows ``log_dir`` in TensorBoard, also with no venv activated."""
-    beside_python = str(Path(sys.executable).with_name("tensorboard"))
-    program = "tensorboard" if shutil.which("tensorboard") else beside_python
-    words = [program, "--logdir", readable(log_dir)]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    program = shutil.which("tensorboard") and "tensorboard"
+    return quoted(program or Path(sys.executable).with_name("tensorboard"), "--logdir", log_dir)
 
 
 def format_metric(name: str, value: float) -> str:
@@ -137,73 +119,52 @@ def format_metric(name: str, value: float) -> str:
 
 
 class Run:
-    """One run of a script: ``args``, and ``folder`` for event files, figures, ``result.json``."""
+    """One run of a script: ``args``, and ``folder`` for event files, figures, ``result.json``.
+    In ``backup`` a training keeps what it needs to go on; it is gone when the run is finished.
+    ``resuming`` is True if an unfinished run with the same settings left one."""
 
     def __init__(self, parser: CourseParser, script: str | Path) -> None:
-        if hasattr(sys.stdout, "reconfigure"):  # a console that can't show a sign shows "?"
+        with suppress(AttributeError):  # a console that can't show a sign is to show "?"
             sys.stdout.reconfigure(errors="replace")
         self.args = parser.parse_args()
         self.started = time.perf_counter()
+        self.verbose = 1 if sys.stdout.isatty() else 2  # Keras's: a live bar, or a line an epoch
+        args = vars(self.args).items()
+        self.arguments = {k: str(v) if isinstance(v, Path) else v for k, v in args}
         path = Path(script).resolve()
         self.script = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
         self.figures: list[Path] = []
         self._figure_writer: Any = None
         if "matplotlib" in sys.modules and not self.args.show and not IN_NOTEBOOK:
             sys.modules["matplotlib"].use("Agg")  # draws into files, needs no screen
+        label = f"{datetime.now():%Y%m%d-%H%M%S-%f}{'-quick' if self.args.quick else ''}"
+        folder = self.args.run_dir or ROOT / "runs" / Path(self.script).with_suffix("") / label
+        self.folder = folder.expanduser().resolve()
+        self.backup = self.folder / "backup"
         try:
-            self.folder = self._make_folder()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "result.json").unlink(missing_ok=True)
+            self.resuming = self._find_backup()
         except OSError as error:
-            parser.error(f"can't make the run folder {error.filename}: {error.strerror}")
-        self.resuming = self._was_interrupted()
+            parser.error(f"can't use the run folder {error.filename}: {error.strerror}")
         sys.excepthook = self._excepthook
 
-    def _make_folder(self) -> Path:
-        folder = self.args.run_dir
-        if folder is None:
-            label = f"{datetime.now():%Y%m%d-%H%M%S}{'-quick' if self.args.quick else ''}"
-            folder = ROOT / "runs" / Path(self.script).with_suffix("") / label
-            number = 2
-            while folder.exists():  # two runs may start in the same second
-                folder = folder.with_name(f"{label}-{number}")
-                number += 1
-        folder = folder.expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)
-        return folder
-
-    def _was_interrupted(self) -> bool:
-        """True if the folder holds a run with the same settings that did not come to its end."""
-        settings = {k: v for k, v in self.args_as_json().items() if k not in ("run_dir", "show")}
+    def _find_backup(self) -> bool:
+        settings = {k: v for k, v in self.arguments.items() if k not in ("run_dir", "show")}
         settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
         note = self.folder / "unfinished.json"
-        try:
-            if json.loads(note.read_text(encoding="utf-8")) == settings:
+        with suppress(OSError, ValueError):
+            if self.backup.exists() and json.loads(note.read_text("utf-8")) == settings:
                 return True
-        except (OSError, ValueError):
-            pass
         shutil.rmtree(self.backup, ignore_errors=True)  # of a run with other settings
         write_json(note, settings)
         return False
 
-    @property
-    def backup(self) -> Path:
-        """Where a training keeps what it needs to go on; there until the run is finished."""
-        return self.folder / "backup"
-
-    def args_as_json(self) -> dict[str, Any]:
-        return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
-
     def _excepthook(self, kind: type, error: BaseException, trace: Any) -> None:
         if issubclass(kind, KeyboardInterrupt):
-            folder = readable(self.folder)
-            print(f"\nStopped. The same command with --run-dir {folder} goes on from there.")
+            print(f"\nStopped. To go on: the same command with --run-dir {quoted(self.folder)}")
         else:
             sys.__excepthook__(kind, error, trace)
-
-    @property
-    def verbose(self) -> int:
-        """Keras's ``verbose``: a live bar on a terminal, a line an epoch in a log file."""
-        return 1 if sys.stdout.isatty() else 2
 
     def log_dir(self, name: str = "") -> str:
         """The folder for the TensorBoard run ``name``. Event files of an earlier run go, since
@@ -233,29 +194,20 @@ class Run:
         return path
 
     def finish(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        data: Mapping[str, Any] | None = None,
-        train_seconds: float | None = None,
-        parameters: int | None = None,
-        **more: Any,
+        self, metrics: Mapping[str, float], data: Mapping[str, Any] | None = None, **more: Any
     ) -> None:
         """Write ``result.json``, print the result and the TensorBoard command, show figures.
-
-        ``metrics``: accuracies are fractions. ``data``: ``{"source": str, "stand_in": bool}``,
-        None when the script makes its own. ``train_seconds``: those of training alone.
-        ``parameters``: how many are trained. ``more``: further entries for the file.
-        """
+        Accuracies are fractions; ``data`` is ``{"source": str, "stand_in": bool}``, None for a
+        script that makes its own. A training adds ``train_seconds`` and ``parameters``."""
         versions = {p: importlib.metadata.version(p) for p in ("tensorflow", "keras", "numpy")}
         result = {
             "script": self.script,
-            "arguments": self.args_as_json(),
+            "arguments": self.arguments,
             "seed": self.args.seed,
             "metrics": {name: float(value) for name, value in metrics.items()},
             "seconds": round(time.perf_counter() - self.started, 3),
-            "train_seconds": None if train_seconds is None else round(train_seconds, 3),
-            "parameters": parameters,
+            "train_seconds": None,
+            "parameters": None,
             "data": dict(data or {"source": "made by the script", "stand_in": False}),
             "figures": [path.name for path in self.figures],
             "versions": {"python": platform.python_version(), **versions},

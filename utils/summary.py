@@ -10,16 +10,9 @@ def variable_summaries(name: str, value: Any, step: int | tf.Tensor) -> None:
     """Write mean, standard deviation, maximum, minimum and histogram of a tensor.
 
     The tags are ``<name>/mean``, ``/stddev``, ``/max``, ``/min`` (Scalars tab) and
-    ``<name>/histogram`` (Histograms and Distributions tabs). A default writer must be set:
-    ``with writer.as_default():``. The standard deviation divides by the number of elements.
-
-    Args:
-        name: what the tags begin with, e.g. ``"layer1/weights"``.
-        value: a variable, tensor or array of any shape and any real dtype, not empty.
-        step: the position on the horizontal axis.
-
-    Raises:
-        ValueError: ``value`` has no elements.
+    ``<name>/histogram`` (Histograms and Distributions tabs). Call it under a writer
+    (``with writer.as_default():``). ``value`` has any shape and any real dtype; ValueError if it
+    is empty. The standard deviation divides by the number of elements.
     """
     value = tf.cast(tf.convert_to_tensor(value), tf.float32)
     if 0 in value.shape:
@@ -32,22 +25,15 @@ def variable_summaries(name: str, value: Any, step: int | tf.Tensor) -> None:
 
 
 def write_graph(log_dir: str, function: Any) -> None:
-    """Write the graph of a concrete function for TensorBoard's Graphs tab.
-
-    Args:
-        log_dir: the folder for the event file.
-        function: ``f.get_concrete_function(...)`` of a ``tf.function``, or anything else with
-            a ``graph``.
-    """
-    writer = tf.summary.create_file_writer(log_dir)
-    with writer.as_default():
+    """Write ``f.get_concrete_function(...)``'s graph for the Graphs tab, into ``log_dir``."""
+    with tf.summary.create_file_writer(log_dir).as_default() as writer:
         tf.summary.graph(function.graph)
-    writer.close()
+        writer.close()
 
 
 def figure_to_image(figure: Any) -> np.ndarray:
     """Draw a Matplotlib figure into pixels: uint8 of shape [1, height, width, 4] (RGBA)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow, and not always needed
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

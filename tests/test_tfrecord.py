@@ -1,0 +1,537 @@
+"""utils/tfrecord.py: what it writes, read back by two other readers; damage; order; kills.
+
+TensorFlow is imported inside the tests, since the worker processes import this file and are to
+do without it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from utils.tfrecord import DatasetError, load_split, read_info, write_dataset
+
+# ---- made-up items, and two readers that owe nothing to utils/tfrecord.py ------------------
+
+
+def features_of(number: int) -> dict[str, Any]:
+    """Every kind of value; the image ends in zeros, which NumPy's byte strings would drop."""
+    return {
+        "image": f"picture {number}".encode() + b"\0\xff\0\0",
+        "label": number,
+        "digits": [number % 10, -number, 2**62 + number, 1],
+        "weight": number / 4,
+        "grid": np.arange(6, dtype=np.float64).reshape(2, 3) + number,
+        "names": [b"", f"n{number}\0".encode()],
+    }
+
+
+def numbered(number: int) -> dict[str, int]:
+    return {"number": number}
+
+
+def about_the_worker(number: int) -> dict[str, int]:
+    time.sleep(0.01)
+    return {"tensorflow": int("tensorflow" in sys.modules), "process": os.getpid()}
+
+
+def crc32c(data: bytes) -> int:
+    """The CRC of RFC 3720, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def framed_records(content: bytes) -> Iterator[bytes]:
+    """The payloads of a TFRecord file: length (8 bytes), its CRC, payload, its CRC."""
+
+    def masked(data: bytes) -> bytes:
+        crc = crc32c(data)
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    at = 0
+    while at < len(content):
+        head = content[at : at + 8]
+        (length,) = struct.unpack("<Q", head)
+        payload = content[at + 12 : at + 12 + length]
+        assert content[at + 8 : at + 12] == masked(head)
+        assert content[at + 12 + length : at + 16 + length] == masked(payload)
+        yield payload
+        at += 16 + length
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """A protobuf varint and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        shift += 7
+        at += 1
+        if data[at - 1] < 128:
+            return value, at
+
+
+def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a protobuf message that has only length-delimited ones."""
+    at = 0
+    while at < len(message):
+        tag, at = varint(message, at)
+        assert tag & 7 == 2, "length-delimited"
+        length, at = varint(message, at)
+        yield tag >> 3, message[at : at + length]
+        at += length
+
+
+def example_by_hand(message: bytes) -> dict[str, list]:
+    """A serialised tf.train.Example as name to list of values."""
+    result = {}
+    ((_, features),) = fields(message)
+    for _, entry in fields(features):
+        parts = dict(fields(entry))
+        ((kind, value_list),) = fields(parts[2])
+        values = [value for _, value in fields(value_list)]
+        if kind == 2:  # float_list, packed
+            values = list(struct.unpack(f"<{len(values[0]) // 4}f", values[0]))
+        elif kind == 3:  # int64_list, packed
+            packed, at, values = values[0], 0, []
+            while at < len(packed):
+                value, at = varint(packed, at)
+                values.append(value - (1 << 64) if value >> 63 else value)
+        result[parts[1].decode()] = values
+    return result
+
+
+def numbers(dataset: Any) -> list[int]:
+    """All records of a pass through the data set of ``numbered`` items, in order."""
+    return [int(number) for batch in dataset for number in batch["number"]]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def numbers_0_to_99(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "numbers", {"train": range(100)}, numbered, shards=3)
+    return tmp_path / "numbers"
+
+
+# ---- what is written -----------------------------------------------------------------------
+
+
+def test_plain_tf_data_reads_it(tmp_path):
+    import tensorflow as tf
+
+    write_dataset(tmp_path, {"train": range(10), "test": [30, 20]}, features_of, shards=3)
+    spec = {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+        "digits": tf.io.FixedLenFeature([4], tf.int64),
+        "weight": tf.io.FixedLenFeature([], tf.float32),
+        "grid": tf.io.FixedLenFeature([2, 3], tf.float32),
+        "names": tf.io.FixedLenFeature([2], tf.string),
+    }
+    for split, wanted in {"train": [*range(10)], "test": [30, 20]}.items():
+        paths = sorted(str(path) for path in tmp_path.glob(f"{split}_*.tfrecord"))
+        records = tf.data.TFRecordDataset(paths)
+        assert len(list(records)) == len(wanted)
+        for record, number in zip(records, wanted, strict=True):
+            example = tf.io.parse_single_example(record, spec)
+            expected = features_of(number)
+            assert example["image"].numpy() == expected["image"]
+            assert example["names"].numpy().tolist() == expected["names"]
+            for name in ("label", "digits", "weight", "grid"):
+                np.testing.assert_array_equal(example[name], expected[name])
+
+
+def test_the_file_format_read_by_hand(tmp_path):
+    assert crc32c(b"123456789") == 0xE3069283, "the check value of the CRC's definition"
+    write_dataset(tmp_path, {"train": range(5)}, features_of)
+    info = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
+    number = 0
+    for shard in info["splits"]["train"]:
+        content = (tmp_path / shard["file"]).read_bytes()
+        assert shard["sha256"] == hashlib.sha256(content).hexdigest()
+        payloads = list(framed_records(content))
+        assert shard["records"] == len(payloads)
+        for payload in payloads:
+            for name, values in example_by_hand(payload).items():
+                expected = np.asarray(features_of(number)[name], object).ravel().tolist()
+                assert values == expected, name
+            number += 1
+    assert number == 5
+
+
+def test_dataset_json_describes_the_data(tmp_path):
+    about = {"classes": ["daisy", "Löwenzahn"], "height": 60}
+    write_dataset(tmp_path, {"train": range(7), "one": [4]}, features_of, shards=2, about=about)
+    info = read_info(tmp_path)
+    assert info["about"] == about
+    assert info["features"] == {
+        "image": {"dtype": "string", "shape": []},
+        "label": {"dtype": "int64", "shape": []},
+        "digits": {"dtype": "int64", "shape": [4]},
+        "weight": {"dtype": "float32", "shape": []},
+        "grid": {"dtype": "float32", "shape": [2, 3]},
+        "names": {"dtype": "string", "shape": [2]},
+    }
+    shards = {s: [shard["file"] for shard in shards] for s, shards in info["splits"].items()}
+    assert shards == {
+        "train": ["train_00000-of-00002.tfrecord", "train_00001-of-00002.tfrecord"],
+        "one": ["one_00000-of-00001.tfrecord"],  # no empty shards
+    }
+    assert sorted(files(tmp_path)) == sorted(["dataset.json", *shards["train"], *shards["one"]])
+
+
+def test_more_workers_write_the_same_bytes(tmp_path):
+    splits = {"train": range(300), "test": range(500, 510)}
+    write_dataset(tmp_path / "one", splits, features_of, shards=3, workers=1)
+    write_dataset(tmp_path / "two", splits, features_of, shards=3, workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_workers_share_the_items_and_need_no_tensorflow(tmp_path):
+    import tensorflow  # noqa: F401 (this process has it)
+
+    write_dataset(tmp_path, {"train": range(100)}, about_the_worker, workers=2)
+    (batch,) = load_split(tmp_path, "train", 100)
+    assert not np.any(batch["tensorflow"])
+    processes = set(batch["process"].numpy().tolist())
+    assert os.getpid() not in processes
+    assert len(processes) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("text", "can't store odd = 'text'"),
+        (None, "can't store odd = None"),
+        (True, "can't store odd = True"),
+        ([b"bytes", None], "can't store odd = "),
+        ([[1, 2], [3]], "can't store odd = "),
+        (2**63, "can't store odd = 9223372036854775808"),
+    ],
+)
+def test_a_value_that_can_not_be_stored_is_named(tmp_path, value, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        write_dataset(tmp_path, {"train": [value]}, lambda item: {"odd": item})
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("other", [{"n": 1.0}, {"n": [1]}, {"m": 1}, {"n": 1, "m": 1}, {}])
+def test_items_with_unlike_features_are_refused(tmp_path, other):
+    with pytest.raises(ValueError, match="items differ in their features"):
+        write_dataset(tmp_path, {"train": [{"n": 1}], "test": [other]}, dict)
+    assert files(tmp_path) == {}
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no items in the split 'test'"):
+        write_dataset(tmp_path, {"train": [1], "test": []}, numbered)
+
+
+def test_an_error_in_a_worker_keeps_its_kind_and_message(tmp_path):
+    with pytest.raises(TypeError, match="string formatting"):
+        write_dataset(tmp_path, {"train": [1, 2, "three"]}, features_of, workers=2)
+    assert files(tmp_path) == {}
+
+
+# ---- writing over an older data set --------------------------------------------------------
+
+
+def test_rewriting_replaces_the_split_and_nothing_else(numbers_0_to_99):
+    folder = numbers_0_to_99
+    foreign = ["flowers_train_00000-of-00003.tfrecord", "train.tfrecord", "notes.txt"]
+    for name in foreign:
+        (folder / name).write_bytes(b"not ours")
+    (folder / ".writing-killed").mkdir()
+    (folder / ".writing-killed" / "train_00000-of-00003.tfrecord").write_bytes(b"half")
+    write_dataset(folder, {"train": range(7)}, numbered, shards=1)
+    assert sorted(files(folder)) == sorted(
+        [*foreign, "dataset.json", "train_00000-of-00001.tfrecord"]
+    )
+    assert numbers(load_split(folder, "train", 10)) == list(range(7))
+
+
+def test_a_rewriting_that_fails_leaves_the_old_data_set(numbers_0_to_99):
+    before = files(numbers_0_to_99)
+
+    def failing(item: int) -> dict[str, int]:
+        if item == 1090:
+            raise RuntimeError("item 1090 is broken")
+        return numbered(item)
+
+    with pytest.raises(RuntimeError, match="item 1090 is broken"):
+        write_dataset(numbers_0_to_99, {"train": range(1000, 1100)}, failing, shards=3)
+    assert files(numbers_0_to_99) == before
+
+
+def test_a_full_disk_is_an_oserror_and_leaves_the_old_data_set(numbers_0_to_99):
+    resource = pytest.importorskip("resource", reason="Windows has no limit on a file's size")
+    before = files(numbers_0_to_99)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"can't write .*train_00000-of-00002\.tfrecord"):
+            write_dataset(
+                numbers_0_to_99, {"train": range(400)}, lambda item: {"image": bytes(10_000)}
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(numbers_0_to_99) == before
+
+
+def test_broken_off_while_renaming_it_is_no_data_set(numbers_0_to_99, monkeypatch):
+    done = []
+
+    def replace_once(path: Path, target: Path) -> None:
+        if path.suffix == ".tfrecord":
+            if done:
+                raise OSError("the disk has gone")
+            done.append(path.name)
+        os.replace(path, target)  # noqa: PTH105 (Path.replace is what is replaced)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_once)
+        with pytest.raises(OSError, match="the disk has gone"):
+            write_dataset(numbers_0_to_99, {"train": range(200, 300)}, numbered, shards=3)
+    with pytest.raises(DatasetError, match=r"dataset\.json is missing: write the data set again"):
+        load_split(numbers_0_to_99, "train", 10)
+    write_dataset(numbers_0_to_99, {"train": range(4)}, numbered)
+    assert numbers(load_split(numbers_0_to_99, "train", 10)) == [0, 1, 2, 3]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from utils.tfrecord import write_dataset
+
+def slow(number):
+    if number == 1020:
+        Path(sys.argv[2]).touch()
+    if number >= 1020:
+        time.sleep(0.2)
+    return {"number": number}
+
+if __name__ == "__main__":
+    items = range(1000, 100_000)  # it would take hours
+    write_dataset(Path(sys.argv[1]), {"train": items}, slow, workers=2)
+"""
+
+
+def living(process: int) -> bool:
+    """Whether a process is still running (Linux only)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def start_writer() -> Iterator[Any]:
+    """Start programs, each in a process group of its own, none of which outlives the test."""
+    started = []
+
+    def start(*command: object) -> subprocess.Popen[str]:
+        texts = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        words = [sys.executable, *map(str, command)]
+        started.append(subprocess.Popen(words, start_new_session=True, **texts))
+        return started[-1]
+
+    yield start
+    for program in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and sends signals")
+def test_killed_or_interrupted_in_the_middle_the_old_data_set_stays(tmp_path, start_writer):
+    script = tmp_path / "writer.py"
+    script.write_text(WRITER, encoding="utf-8")
+    writers = {}
+    for how in (signal.SIGKILL, signal.SIGINT):
+        folder, mark = tmp_path / how.name, tmp_path / f"{how.name}.mark"
+        write_dataset(folder, {"train": range(100)}, numbered)
+        writers[how] = (start_writer(script, folder, mark), folder, mark)
+    for how, (writer, folder, mark) in writers.items():
+        deadline = time.monotonic() + 120
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = Path(f"/proc/{writer.pid}/task/{writer.pid}/children").read_text("utf-8")
+        assert len(children.split()) >= 2
+        if how == signal.SIGINT:
+            os.killpg(writer.pid, how)  # the workers too, as Ctrl-C does
+            errors = writer.communicate(timeout=60)[1]
+        else:
+            writer.kill()
+            writer.wait(timeout=60)
+        assert writer.returncode == -how
+        if how == signal.SIGINT:
+            assert errors.count("Traceback") == 1, errors
+            assert "KeyboardInterrupt" in errors
+            deadline = time.monotonic() + 20
+            while any(living(int(child)) for child in children.split()):
+                assert time.monotonic() < deadline, "worker processes outlive their parent"
+                time.sleep(0.05)
+        left = [path.name for path in folder.iterdir() if path.name.startswith(".writing-")]
+        assert len(left) == (1 if how == signal.SIGKILL else 0)
+        assert numbers(load_split(folder, "train", 10)) == list(range(100))
+        write_dataset(folder, {"train": range(3)}, numbered, shards=1)
+        assert sorted(files(folder)) == ["dataset.json", "train_00000-of-00001.tfrecord"]
+
+
+# ---- damage --------------------------------------------------------------------------------
+
+SHARD = "train_00001-of-00003.tfrecord"
+
+
+def record_ends(content: bytes) -> list[int]:
+    return [*np.cumsum([len(payload) + 16 for payload in framed_records(content)])]
+
+
+@pytest.mark.parametrize("place", ["after a record", "in a header", "in a payload", "to nothing"])
+def test_a_cut_shard_is_named(numbers_0_to_99, place):
+    import tensorflow as tf
+
+    path = numbers_0_to_99 / SHARD
+    content = path.read_bytes()
+    ends = record_ends(content)
+    length = {
+        "after a record": ends[-2],
+        "in a header": ends[-2] + 5,
+        "in a payload": ends[-1] - 6,
+        "to nothing": 0,
+    }[place]
+    path.write_bytes(content[:length])
+    if place != "in a payload":  # why the check is needed
+        left = list(tf.data.TFRecordDataset(str(path)))
+        assert len(left) == (0 if place == "to nothing" else len(ends) - 1)
+    with pytest.raises(
+        DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
+    ):
+        load_split(numbers_0_to_99, "train", 10)
+
+
+def test_any_altered_or_added_byte_of_a_shard_is_noticed(numbers_0_to_99):
+    path = numbers_0_to_99 / SHARD
+    content = path.read_bytes()
+    for at in (0, 9, len(content) // 2, len(content) - 1):
+        altered = bytearray(content)
+        altered[at] ^= 1
+        path.write_bytes(altered)
+        with pytest.raises(
+            DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
+        ):
+            load_split(numbers_0_to_99, "train", 10)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(
+        DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
+    ):
+        load_split(numbers_0_to_99, "train", 10)
+
+
+def test_a_missing_shard_is_named(numbers_0_to_99):
+    (numbers_0_to_99 / SHARD).unlink()
+    with pytest.raises(DatasetError, match=f"{SHARD} is missing: write the data set again"):
+        load_split(numbers_0_to_99, "train", 10)
+
+
+def test_a_damaged_dataset_json_is_refused(numbers_0_to_99):
+    path = numbers_0_to_99 / "dataset.json"
+    content = path.read_bytes()
+    for broken in (b"", content[: len(content) // 2], b"[]", b"7", b"{}", b"\xff\xfe"):
+        path.write_bytes(broken)
+        with pytest.raises(DatasetError, match=r"dataset\.json is damaged"):
+            read_info(numbers_0_to_99)
+
+
+def test_a_folder_or_split_that_is_not_there(numbers_0_to_99, tmp_path):
+    with pytest.raises(DatasetError, match=r"dataset\.json is missing: write the data set again"):
+        load_split(tmp_path / "nowhere", "train", 10)
+    with pytest.raises(DatasetError, match="has no split 'test', only train"):
+        load_split(numbers_0_to_99, "test", 10)
+
+
+def test_a_shard_cut_while_it_is_in_use_is_no_shorter_epoch(numbers_0_to_99):
+    import tensorflow as tf
+
+    dataset = load_split(numbers_0_to_99, "train", 10, seed=1)
+    path = numbers_0_to_99 / SHARD
+    content = path.read_bytes()
+    path.write_bytes(content[: record_ends(content)[-2]])
+    with pytest.raises(tf.errors.OpError, match="expected to contain 100 elements but contained"):
+        numbers(dataset)
+
+
+# ---- the order of reading ------------------------------------------------------------------
+
+
+def test_without_a_seed_the_order_is_that_of_writing(numbers_0_to_99):
+    dataset = load_split(numbers_0_to_99, "train", 30)
+    assert [len(batch["number"]) for batch in dataset] == [30, 30, 30, 10]
+    assert len(dataset) == 4
+    assert numbers(dataset) == numbers(dataset) == list(range(100))
+    dropping = load_split(numbers_0_to_99, "train", 30, drop_remainder=True)
+    assert dropping.element_spec["number"].shape == (30,)
+    assert numbers(dropping) == list(range(90))
+
+
+@pytest.mark.parametrize(("shards", "buffer"), [(1, 10_000), (3, 7)])
+def test_each_shuffled_epoch_has_every_record_once_in_another_order(tmp_path, shards, buffer):
+    write_dataset(tmp_path, {"train": range(100)}, numbered, shards)
+    dataset = load_split(tmp_path, "train", 30, seed=1, buffer=buffer)
+    epochs = [numbers(dataset) for _ in range(4)]
+    assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(100)]}) == 5
+    again = load_split(tmp_path, "train", 30, seed=1, buffer=buffer)
+    assert [numbers(again) for _ in range(4)] == epochs
+    other = load_split(tmp_path, "train", 30, seed=2, buffer=buffer)
+    assert numbers(other) not in epochs
+
+
+def test_shuffling_reaches_across_the_shards(numbers_0_to_99):
+    dataset = load_split(numbers_0_to_99, "train", 100, seed=1)
+    places = np.array([np.argsort(numbers(dataset)) for _ in range(24)])  # of each number
+    # A number's places are uniform over 0 to 99 (standard deviation 28.9) and tell nothing of
+    # the number. A third has 800 of them, so their mean strays from 49.5 by 1.02.
+    for third in np.array_split(places, 3, axis=1):
+        assert abs(third.mean() - 49.5) < 5 * 1.02
+        assert 26 < third.std() < 32
+    correlation = np.corrcoef(places.ravel(), np.tile(np.arange(100), 24))[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(2400)
+
+
+def test_repeated_it_goes_on_epoch_by_epoch(numbers_0_to_99):
+    endless = load_split(numbers_0_to_99, "train", 30, seed=3).repeat()
+    taken = numbers(endless.take(8))
+    assert sorted(taken[:100]) == sorted(taken[100:]) == list(range(100))
+    assert taken[:100] != taken[100:]
+
+
+def test_decode_gets_the_features_of_one_record(tmp_path):
+    import tensorflow as tf
+
+    write_dataset(tmp_path, {"train": range(6)}, features_of)
+
+    def decode(features: dict[str, Any]) -> tuple[Any, Any]:
+        assert features["grid"].shape == (2, 3)
+        return tf.reduce_sum(features["grid"]), features["label"] * 2
+
+    ((sums, labels),) = load_split(tmp_path, "train", 6, decode)
+    np.testing.assert_array_equal(sums, [15 + 6 * number for number in range(6)])
+    np.testing.assert_array_equal(labels, np.arange(6) * 2)

@@ -382,7 +382,6 @@ def test_killed_or_interrupted_in_the_middle_the_old_data_set_stays(tmp_path, st
             writer.wait(timeout=60)
         assert writer.returncode == -how
         if how == signal.SIGINT:
-            assert errors.count("Traceback") == 1, errors
             assert "KeyboardInterrupt" in errors
             deadline = time.monotonic() + 20
             while any(living(int(child)) for child in children.split()):

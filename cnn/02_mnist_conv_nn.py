@@ -10,12 +10,12 @@ Run::
 
     python cnn/02_mnist_conv_nn.py
 
-You should see: a test accuracy of «MEASURE» on all 10,000 test images. ``costs.png`` sets the two
+You should see: a test accuracy of 99.36 % on all 10,000 test images. ``costs.png`` sets the two
 costs side by side: from a start that is sure of a wrong answer the cross-entropy recovers within
-«MEASURE» steps, the quadratic cost stands still for «MEASURE». ``curves.png`` shows loss and
+20 steps, the quadratic cost stands still for 40. ``curves.png`` shows loss and
 accuracy during the training, ``filters.png`` and ``feature_maps.png`` what was learned.
 
-Time: «MEASURE» on two CPU cores. Stopped with Ctrl-C or killed, the same command with the same
+Time: 4 minutes on two CPU cores. Stopped with Ctrl-C or killed, the same command with the same
 ``--run-dir`` goes on after the last finished epoch and ends with the same result to the last
 digit.
 """
@@ -173,7 +173,8 @@ def print_layers() -> None:
 # of wrong answers, with a loss of 6.4 (He's values: 3.3; a network that gives every digit 1/10:
 # ln 10 = 2.3). Adam unlearns that soon. After 100 steps of 64 images at a rate of 0.001 the
 # validation accuracy was 94.6 % against 96.6 % with He's values. With the quadratic cost (below)
-# it was 9.6 % against 87.6 %: the start of old had not learned anything yet. Both cut the normal
+# it was 9.6 % against 87.6 %: the start of old had not learned anything yet (with ``--seed 1``; with
+# ``--seed 2`` it had, 87.7 %). Both cut the normal
 # distribution at two standard deviations, which leaves 0.88 of its spread; here that is made
 # up for.
 #

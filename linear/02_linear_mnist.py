@@ -90,9 +90,9 @@ PROBE_IMAGES = 500  # validation images whose activations are shown in TensorBoa
 # last (adadelta: of five), the one with the best validation accuracy after short trainings (3
 # epochs on 12,000 images, one seed); always one between worse ones, never at the end of the row.
 # Two exceptions: sgd has half of its best rate, 0.5, because 1.0 failed already; and adam has
-# 0.001, on validation level with 0.002 in full trainings (98.70 and 98.68 %), and adamw the same. A rate
-# that is best in a short training tends to be too high for a long one, so the others may be
-# a little too high as well.
+# 0.001, on validation level with 0.002 in full trainings (98.70 and 98.68 %), and adamw the same.
+# A rate that is best in a short training tends to be too high for a long one, so the others
+# may be a little too high as well.
 
 OPTIMIZERS: dict[str, tuple[float, Callable[..., keras.optimizers.Optimizer]]] = {
     "sgd": (0.25, keras.optimizers.SGD),

@@ -37,6 +37,7 @@ def _argument(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[
 
 positive_int = _argument(int, lambda n: n >= 1, "a whole number from 1")
 seed_int = _argument(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
+share = _argument(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 positive_float = _argument(float, lambda x: 0 < x < float("inf"), "a number above 0")
 
 
@@ -150,7 +151,9 @@ class Run:
         sys.excepthook = self._excepthook
 
     def _find_backup(self) -> bool:
-        settings = {k: v for k, v in self.arguments.items() if k not in ("run_dir", "show")}
+        settings = {
+            k: v for k, v in self.arguments.items() if k not in ("run_dir", "show", "resume")
+        }
         settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
         note = self.folder / "unfinished.json"
         with suppress(OSError, ValueError):

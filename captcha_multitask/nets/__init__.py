@@ -1,0 +1,1 @@
+"""The networks of the captcha chapter; ``nets_factory`` builds them by name."""

@@ -1,0 +1,64 @@
+"""AlexNet in its second version, the ``alexnet_v2`` of TensorFlow 1's slim.
+
+Source: A. Krizhevsky, *One weird trick for parallelizing convolutional neural networks*, 2014,
+arXiv 1404.5997. Here its last layer, fc8, is there once for each position of the captcha.
+"""
+
+import keras
+from keras import layers
+
+
+def alexnet_v2(
+    images: keras.KerasTensor, positions: int, classes: int, start: str = "he", dropout: float = 0.5
+) -> list[keras.KerasTensor]:
+    """The heads' logits, ``positions`` tensors [n, classes].
+
+    ``images`` is float32 [n, height, width, channels], height and width at least 67. The first
+    convolution and the poolings are not padded, so 224×224 shrinks to 54, 26, 12 and 5. slim
+    writes fc6 as a convolution over all that is left, 5×5, and fc7 as one of 1×1. The full layers
+    here are the same numbers, and on a CPU their products take a 20th of the time.
+
+    ``start`` says how weights and biases begin: ``"he"`` (K. He et al., 2015, arXiv 1502.01852)
+    keeps the size of the signal from layer to layer. ``"slim"`` are slim's own: truncated
+    normal of 0.005 and bias 0.1 in the full layers, Glorot below. With the latter the signal
+    fades to one 1,000th of itself on its way up, and the network gives every image the same answer
+    for a long time.
+    """
+    he = {"kernel_initializer": keras.initializers.HeNormal}
+    below = {"he": he, "slim": {"kernel_initializer": keras.initializers.GlorotUniform}}[start]
+    full = {
+        "he": he,
+        "slim": {
+            "kernel_initializer": lambda: keras.initializers.TruncatedNormal(stddev=0.005),
+            "bias_initializer": lambda: keras.initializers.Constant(0.1),
+        },
+    }[start]
+
+    def convolution(name: str, filters: int, size: int, stride: int = 1, padding: str = "same"):
+        begin = {part: make() for part, make in below.items()}
+        return layers.Conv2D(
+            filters, size, stride, padding=padding, activation="relu", name=name, **begin
+        )
+
+    def dense(name: str, units: int, **options):
+        return layers.Dense(
+            units, name=name, **{part: make() for part, make in full.items()}, **options
+        )
+
+    x = convolution("conv1", 64, 11, 4, "valid")(images)  # [n, 54, 54, 64]
+    x = layers.MaxPooling2D(3, 2, name="pool1")(x)  # [n, 26, 26, 64]
+    x = convolution("conv2", 192, 5)(x)
+    x = layers.MaxPooling2D(3, 2, name="pool2")(x)  # [n, 12, 12, 192]
+    x = convolution("conv3", 384, 3)(x)
+    x = convolution("conv4", 384, 3)(x)
+    x = convolution("conv5", 256, 3)(x)
+    x = layers.MaxPooling2D(3, 2, name="pool5")(x)  # [n, 5, 5, 256]
+    x = layers.Flatten(name="flatten")(x)  # [n, 6400]
+    x = dense("fc6", 4096, activation="relu")(x)
+    x = layers.Dropout(dropout, name="dropout6")(x)
+    x = dense("fc7", 4096, activation="relu")(x)
+    x = layers.Dropout(dropout, name="dropout7")(x)  # [n, 4096]
+    return [
+        layers.Dense(classes, kernel_initializer=full["kernel_initializer"](), name=f"fc8_{i}")(x)
+        for i in range(positions)
+    ]

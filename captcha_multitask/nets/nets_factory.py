@@ -1,0 +1,69 @@
+"""From a name to a network, as slim's nets_factory: another network is one file and one line."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from keras import layers
+
+from . import alexnet, compact
+
+
+class Net(NamedTuple):
+    """A network and how it is trained by default.
+
+    Attributes:
+        heads: makes of images, float32 [n, height, width, 1], the heads' logits.
+        input_size: height and width that it sees by default, in pixels.
+        smallest: the least height and width that its layers allow.
+        batch_size, learning_rate: found by trial on four digits, 60×160.
+    """
+
+    heads: Callable[..., list[keras.KerasTensor]]
+    input_size: tuple[int, int]
+    smallest: int
+    batch_size: int
+    learning_rate: float
+
+
+NETS = {
+    "compact": Net(compact.compact, (60, 160), 16, 64, 2e-3),
+    "alexnet_v2": Net(alexnet.alexnet_v2, (96, 224), 67, 64, 3e-4),
+}
+
+
+def build(
+    name: str,
+    positions: int,
+    classes: int,
+    height: int,
+    width: int,
+    input_size: tuple[int, int] | None = None,
+    **options: Any,
+) -> keras.Model:
+    """The network ``name``: uint8 [n, height, width, 3] to logits [n, positions, classes].
+
+    Everything that happens to the pixels is part of it: grey, so that one channel is left; each
+    image less its mean and divided by its standard deviation, which makes a pale captcha as
+    strong as a dark one (TensorFlow 1's ``tf.image.per_image_standardization``); resized to
+    ``input_size`` (height, width), by default the network's own. ``options`` go to the network.
+
+    Raises ValueError for an unknown name and for an input too small for the layers.
+    """
+    if name not in NETS:
+        raise ValueError(f"no network {name!r}, only {', '.join(NETS)}")
+    net = NETS[name]
+    input_size = input_size or net.input_size
+    if min(input_size) < net.smallest:
+        raise ValueError(f"{name} needs an input of at least {net.smallest}×{net.smallest} pixels")
+    images = keras.Input((height, width, 3), dtype="uint8", name="images")
+    x = layers.Rescaling(-1 / 255, offset=1.0, name="ink")(images)  # paper 0, ink up to 1
+    x = keras.ops.image.rgb_to_grayscale(x)  # [n, height, width, 1]
+    x = layers.LayerNormalization(
+        axis=(1, 2, 3), center=False, scale=False, epsilon=1e-5, name="standardize"
+    )(x)
+    if input_size != (height, width):
+        x = layers.Resizing(*input_size, name="resize")(x)
+    heads = net.heads(x, positions, classes, **options)  # each [n, classes]
+    logits = keras.ops.stack(heads, axis=1)  # [n, positions, classes]
+    return keras.Model(images, logits, name=name)

@@ -135,7 +135,7 @@ def by_load_split(folder: Path, raw: bool, floats: bool, batch_size: int, once: 
         folder,
         "train",
         batch_size,
-        lambda features: (pixels_of(features["image"], raw), features["classes"]),
+        lambda features: (all_pixels_of(features["image"], raw), features["classes"]),
         seed=1,
     )
     if floats:

@@ -29,7 +29,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from data.captchas import Captchas, encode_text
+from data.captchas import Captchas, decode_pngs, encode_text
 from utils.run import positive_int
 from utils.tfrecord import load_split, write_dataset
 
@@ -142,9 +142,8 @@ def features(index: int) -> dict[str, Any]:
     return {"image": png, "classes": encode_text(text, CAPTCHAS.alphabet)}
 
 
-def decode(record: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    image = tf.io.decode_png(record["image"], channels=3)
-    return tf.ensure_shape(image, (*SIZE, 3)), record["classes"]
+def decode(features: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    return decode_pngs(features["image"], *SIZE), features["classes"]
 
 
 def fed(step: Callable, batches: Iterator, steps: int) -> tuple[float, float]:

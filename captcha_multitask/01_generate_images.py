@@ -18,7 +18,6 @@ full disk the same command goes on with the images that are missing. A larger ``
 images to the same folder.
 """
 
-import argparse
 import json
 import os
 import re
@@ -65,7 +64,7 @@ def flags() -> CourseParser:
     add("--length", type=positive_int, default=4, help="characters in a text")
     add(
         "--alphabet",
-        type=alphabet_flag,
+        type=parse_alphabet,
         default="digits",
         help="digits, lower, upper, alnum (all three), or the characters themselves",
     )
@@ -88,14 +87,6 @@ def flags() -> CourseParser:
     )
     add("--workers", type=positive_int, default=os.cpu_count(), help="processes that draw")
     return parser
-
-
-def alphabet_flag(text: str) -> str:
-    """An argparse type that repeats what ``parse_alphabet`` says of a bad alphabet."""
-    try:
-        return parse_alphabet(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # %%

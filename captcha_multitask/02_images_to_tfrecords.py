@@ -17,7 +17,6 @@ Time: «MEASURE» on two CPU cores. Images of other people need a name that begi
 ``0427.jpg`` or ``0427_whatever.png``, and one length: ``--images DIR --alphabet … --length …``.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -89,7 +88,7 @@ def flags() -> CourseParser:
         help="the folder of the records",
     )
     said = f"(default: what {SETTINGS} in the folder says, else"
-    add("--alphabet", type=alphabet_flag, help=f"the characters of the texts {said} digits)")
+    add("--alphabet", type=parse_alphabet, help=f"the characters of the texts {said} digits)")
     add("--length", type=positive_int, help=f"characters in a text {said} 4)")
     add("--width", type=positive_int, help=f"of all images, in pixels {said} what most have)")
     add("--height", type=positive_int, help=f"of all images, in pixels {said} what most have)")
@@ -99,14 +98,6 @@ def flags() -> CourseParser:
     add("--workers", type=positive_int, default=os.cpu_count(), help="processes that decode")
     add("--strict", action="store_true", help="write nothing if any file can't be used")
     return parser
-
-
-def alphabet_flag(text: str) -> str:
-    """An argparse type that repeats what ``parse_alphabet`` says of a bad alphabet."""
-    try:
-        return parse_alphabet(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # %%

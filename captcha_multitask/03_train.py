@@ -32,7 +32,7 @@ from joblib import Parallel, delayed
 from nets import nets_factory
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.captchas import FOLDER, WARPS, Captchas, decode_classes, encode_text
+from data.captchas import FOLDER, WARPS, Captchas, decode_classes, decode_pngs, encode_text
 from models.captcha import FOLDER as MODEL_FOLDER
 from models.captcha import load_recogniser, save_recogniser
 from utils.run import (
@@ -135,9 +135,9 @@ def flags() -> CourseParser:
 # after the other                                  several files in turn
 # ``shuffle_batch(min_after_dequeue=…)``           ``.shuffle(10_000)``, on encoded records, and
 #                                                  from a seed
-# ``parse_single_example``                         ``.map(parse_single_example)``, in parallel
+# (``shuffle_batch`` again)                        ``.batch(64)``, still encoded
+# ``parse_single_example``                         ``.map(parse_example)``, a batch at one go
 # ``decode_raw``, ``reshape``, ``set_shape``       ``decode_png``: PNG files, not raw pixels
-# ``batch`` with ``num_threads``                   ``.batch(64)``
 # a queue of batches                               ``.prefetch(2)``
 # ``start_queue_runners``, ``Coordinator``,        nothing: iterating starts the threads, and an
 # ``try: … except OutOfRangeError``                exception reaches the loop
@@ -182,8 +182,8 @@ class Captcha:
         )
 
     def _decode(self, features: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        image = tf.ensure_shape(tf.io.decode_png(features["image"], channels=3), self.shape)
-        return image, tf.cast(features["classes"], tf.int32)
+        images = decode_pngs(features["image"], *self.shape[:2])
+        return images, tf.cast(features["classes"], tf.int32)
 
     def batches(self, split: str, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
         """One pass over a split; shuffled, and in whole batches only, if a seed is given."""
@@ -459,7 +459,7 @@ class Training:
         done: steps so far.
         best: the largest share of whole validation captchas read.
         held: validations in a row that reached ``--target-accuracy``.
-        seconds: spent training, without validations.
+        seconds: spent in the loop.
         history: what ``validate`` found, a row each time.
     """
 
@@ -521,7 +521,8 @@ class Training:
         )
         with Progress(*columns) as progress, Interruption() as interruption:
             bar = progress.add_task("", total=self.steps, completed=int(self.done), loss=np.nan)
-            losses, started = [], time.perf_counter()
+            losses, begun = [], time.perf_counter()
+            started = begun
             while (number := int(self.done)) < self.steps and int(self.held) < 2:
                 images, classes = self.place.deal(self.feed.next())
                 losses.append(float(self.step(images, classes, tf.constant(number, tf.int64))))
@@ -533,12 +534,13 @@ class Training:
                     self.report.scalars("train", number, values)
                 due = number % self.args.validate_every == 0 or number == self.steps
                 if due or interruption.wanted:
-                    seconds = time.perf_counter() - started
-                    self.seconds.assign_add(seconds)
+                    now = time.perf_counter()
+                    self.seconds.assign_add(now - begun)
                     if due:
-                        progress.console.print(self.validate(losses, seconds))
+                        progress.console.print(self.validate(losses, now - started))
+                        losses, self.feed.waited = [], 0.0
                     self.backup.save()
-                    losses, self.feed.waited, started = [], 0.0, time.perf_counter()
+                    begun, started = now, time.perf_counter()
                 if interruption.wanted:
                     raise KeyboardInterrupt
 

@@ -95,15 +95,16 @@ class Scores(NamedTuple):
         return (self.truth == self.read).all(axis=1)
 
 
-def make_decode(size: tuple[int, int], resize: bool) -> Callable[[dict[str, Any]], Any]:
-    """A function from a record's features to an image, uint8 [height, width, 3], and classes."""
+def make_decode(about: dict[str, Any], size: tuple[int, int]) -> Callable[[dict[str, Any]], Any]:
+    """A function from a batch of features to images of ``size`` (width, height), uint8
+    [b, height, width, 3], and classes [b, L]. ``about`` says what size the records have."""
 
     def decode(features: dict[str, Any]) -> tuple[tf.Tensor, tf.Tensor]:
-        image = tf.io.decode_png(features["image"], channels=3)
-        if resize:
-            image = tf.image.resize(image, size[::-1], antialias=True)
-            image = tf.cast(tf.round(image), tf.uint8)
-        return image, features["classes"]
+        images = captchas.decode_pngs(features["image"], about["height"], about["width"])
+        if size != (about["width"], about["height"]):
+            images = tf.image.resize(images, size[::-1], antialias=True)
+            images = tf.cast(tf.round(images), tf.uint8)
+        return images, features["classes"]
 
     return decode
 
@@ -428,7 +429,7 @@ def main() -> None:
     try:
         about, recogniser = open_both(args.records, args.model)
         size = about["width"], about["height"]
-        decode = make_decode(recogniser.size, resize=size != recogniser.size)
+        decode = make_decode(about, recogniser.size)
         dataset = load_split(args.records, args.split, args.batch_size, decode)
     except (DatasetError, captcha.ModelError) as error:
         quick = " --quick" if args.quick else ""

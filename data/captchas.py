@@ -12,6 +12,7 @@ to see what a seed gives, as text::
 Library: https://github.com/lepture/captcha, version 0.7.1.
 """
 
+import argparse
 import io
 import random
 import string
@@ -19,6 +20,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import captcha.image
 import numpy as np
@@ -35,6 +37,10 @@ WARPS = ("modern", "legacy", "both")
 MOST_PIXELS = 16_000_000
 BILINEAR = Image.Resampling.BILINEAR
 NOT_IN_NAMES = '_.<>:"/\\|?*'  # "_" and "." end the text in a file's name, others Windows forbids
+
+
+class AlphabetError(argparse.ArgumentTypeError, ValueError):
+    """An alphabet can't be used; the message says why. argparse prints it as it is."""
 
 
 class _Dice:
@@ -111,9 +117,7 @@ class Captchas:
         """The text of captcha number ``index`` and its PNG file."""
         text, image = self.draw(index)
         file = io.BytesIO()
-        image.save(
-            file, "PNG", compress_level=1
-        )  # a tenth larger than the default, in 60 % of its time
+        image.save(file, "PNG", compress_level=1)  # a tenth larger than by default, in less time
         return text, file.getvalue()
 
     def pixels(self, index: int) -> tuple[str, np.ndarray]:
@@ -137,16 +141,18 @@ def _painter(
 
 def parse_alphabet(text: str) -> str:
     """The characters of an alphabet given by name (``digits``, ``lower``, ``upper``, ``alnum``)
-    or as they are. Raises ValueError, with a sentence, for one that can't be used."""
+    or as they are; also an argparse type. Raises AlphabetError, with a sentence."""
     alphabet = ALPHABETS.get(text, text)
     twice = sorted({c for c in alphabet if alphabet.count(c) > 1})
     unfit = sorted({c for c in alphabet if c in NOT_IN_NAMES or not c.isprintable() or c == " "})
     if not alphabet:
-        raise ValueError("the alphabet is empty")
+        raise AlphabetError("the alphabet is empty")
     if twice:
-        raise ValueError(f"the alphabet {text!r} has {''.join(twice)!r} more than once")
+        raise AlphabetError(f"the alphabet {text!r} has {''.join(twice)!r} more than once")
     if unfit:
-        raise ValueError(f"{''.join(unfit)!r} can't stand in a file's name, so not in an alphabet")
+        raise AlphabetError(
+            f"{''.join(unfit)!r} can't stand in a file's name, so not in an alphabet"
+        )
     return alphabet
 
 
@@ -165,7 +171,7 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut, not scale
-                image = image.point(lambda value: value / 256).convert("L")
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGBA")
     except (Image.DecompressionBombError, RuntimeError, SyntaxError, struct.error) as error:
         raise ValueError(f"no whole image: {error}") from error
@@ -173,6 +179,15 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     page.alpha_composite(image)
     image = page.convert("RGB")
     return np.asarray(image if size in (None, image.size) else image.resize(size, BILINEAR))
+
+
+def decode_pngs(files: Any, height: int, width: int) -> Any:
+    """The pixels of a batch of PNG files of one size, as a tensor of strings [b]: a tensor
+    uint8 [b, height, width, 3]."""
+    import tensorflow as tf  # not at the top: processes that only draw need none
+
+    image = tf.TensorSpec([height, width, 3], tf.uint8)
+    return tf.map_fn(lambda f: tf.io.decode_png(f, 3), files, fn_output_signature=image)
 
 
 def label_of(path: Path) -> str:

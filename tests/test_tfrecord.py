@@ -522,14 +522,14 @@ def test_repeated_it_goes_on_epoch_by_epoch(numbers_0_to_99):
     assert taken[:100] != taken[100:]
 
 
-def test_decode_gets_the_features_of_one_record(tmp_path):
+def test_decode_gets_the_features_of_a_batch(tmp_path):
     import tensorflow as tf
 
     write_dataset(tmp_path, {"train": range(6)}, features_of)
 
     def decode(features: dict[str, Any]) -> tuple[Any, Any]:
-        assert features["grid"].shape == (2, 3)
-        return tf.reduce_sum(features["grid"]), features["label"] * 2
+        assert features["grid"].shape[1:] == (2, 3)
+        return tf.reduce_sum(features["grid"], axis=(1, 2)), features["label"] * 2
 
     ((sums, labels),) = load_split(tmp_path, "train", 6, decode)
     np.testing.assert_array_equal(sums, [15 + 6 * number for number in range(6)])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+UNSETTING = {"run_dir", "show", "resume"}  # flags that don't change what a run does
 IN_NOTEBOOK = "ipykernel" in sys.modules  # Jupyter, or an editor that runs the cells
 
 

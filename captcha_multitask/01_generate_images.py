@@ -37,7 +37,6 @@ from PIL import Image, ImageFont
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.captchas import FOLDER, MOST_PIXELS, WARPS, Captchas, label_of, parse_alphabet
-from utils.download import sha256
 from utils.run import (
     CourseParser,
     Run,
@@ -45,6 +44,7 @@ from utils.run import (
     positive_int,
     quoted,
     readable,
+    sha256,
     write_json,
     written_whole,
 )
@@ -60,7 +60,7 @@ SAMPLES = (4, 6)  # rows and columns of the figure
 def flags() -> CourseParser:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--count", type=positive_int, default=60_000, quick=600, help="images in the folder")
+    add("--count", type=positive_int, default=60_000, quick=1_500, help="images in the folder")
     add("--length", type=positive_int, default=4, help="characters in a text")
     add(
         "--alphabet",

@@ -4,7 +4,7 @@
 You learn: multi-task learning, one network with a head for each character; how TensorFlow 1's
 queue runners became ``tf.data``; a training loop that can be killed at any moment, runs on
 several machines, and keeps the model that does best on images it has not learned from. And why
-AlexNet may sit at chance for half an hour.
+AlexNet may sit at chance for long.
 
 Run::
 
@@ -47,8 +47,9 @@ from utils.run import (
 )
 from utils.summary import figure_to_image, write_graph
 from utils.tfrecord import DatasetError, load_split, read_info
-from utils.training import STRATEGIES, Backup, Interruption, Place
+from utils.training import STRATEGIES, Place, exact_checkpoints, interruption
 
+RECORDS = "python captcha_multitask/02_images_to_tfrecords.py"
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
 
 
@@ -80,7 +81,7 @@ def flags() -> CourseParser:
         metavar=("HEIGHT", "WIDTH"),
         help="pixels that the network sees (default: the network's own)",
     )
-    add("--epochs", type=positive_int, default=12, quick=6, help="passes over the stored images")
+    add("--epochs", type=positive_int, default=6, quick=6, help="passes over the stored images")
     add("--steps", type=positive_int, help="training steps, instead of --epochs")
     add("--batch-size", type=positive_int, help="images in a step (default: the network's own)")
     add("--learning-rate", type=positive_float, help="Adam's peak (default: the network's own)")
@@ -310,6 +311,34 @@ def learning_rate_schedule(peak: float, steps: int) -> keras.optimizers.schedule
 
 
 # %%
+# Stuck, and learning
+# -------------------
+# AlexNet has eight layers in a row and nothing that keeps the size of the signal. How much is
+# left of it on top decides what is learned. Before the first step, with the weights' start that
+# slim has (``--start slim``) and with He's (the default), over 64 captchas:
+#
+# =========================================  =========  =========
+# differs from image to image by (std)       slim       He
+# =========================================  =========  =========
+# the pixels that go in, standardised        0.89       0.89
+# conv1                                      0.086      0.63
+# conv5                                      0.0085     0.40
+# fc6                                        0.0020     0.43
+# fc7                                        0.00056    0.42
+# the logits                                 0.00016    0.80
+# =========================================  =========  =========
+#
+# With slim's start the network gives every image the same answer. The best one answer is "all
+# digits are equally likely", so the biases learn that, the loss goes to 4 ln 10 and stays there:
+# the gradient of the lower layers has to come down through the same thin weights. Adam in the end
+# digs itself out; plain gradient descent would not. He's start, a standard deviation of
+# :math:`\sqrt{2 / n}` for a unit with n inputs, lets each layer hand on as much as it gets (K. He
+# et al., 2015, arXiv 1502.01852). The compact network needs no such care: batch normalisation
+# measures the signal and scales it at every layer. ``logits_spread`` in TensorBoard shows it: the
+# loss begins to fall where the logits begin to differ. See the chapter's README for the two runs.
+
+
+# %%
 # Whole captchas
 # --------------
 # A captcha is read if all its characters are right. That is the number to report: 99 % of the
@@ -318,11 +347,13 @@ def learning_rate_schedule(peak: float, steps: int) -> keras.optimizers.schedule
 
 
 def evaluate(predict: Any, batches: tf.data.Dataset) -> dict[str, float]:
-    """Scores over all ``batches``: loss, whole_captcha_accuracy, character_accuracy and
-    position_1_accuracy and so on."""
-    losses, right = [], []
+    """Scores over all ``batches``: loss, whole_captcha_accuracy, character_accuracy,
+    position_1_accuracy and so on, and logits_spread, how much the logits of one image differ
+    from those of another (standard deviation)."""
+    losses, right, spread = [], [], []
     for images, classes in batches:
         logits = predict(images)
+        spread.append(tf.math.reduce_std(logits, axis=0).numpy().mean())
         losses.append(losses_of(logits, classes).numpy())
         right.append(logits.numpy().argmax(axis=-1) == classes.numpy())
     right = np.concatenate(right)  # [n, positions]
@@ -331,6 +362,7 @@ def evaluate(predict: Any, batches: tf.data.Dataset) -> dict[str, float]:
         "loss": np.concatenate(losses).mean(),
         "whole_captcha_accuracy": right.all(axis=1).mean(),
         "character_accuracy": right.mean(),
+        "logits_spread": np.mean(spread),
         **positions,
     }
     return {name: float(value) for name, value in scores.items()}
@@ -386,7 +418,7 @@ class Feed:
 # ----------------
 # Screen and TensorBoard get the same numbers. ``batch_loss`` is the loss of single batches, with
 # augmentation and dropout on; the ``validation`` curves are of all validation images with both
-# off. The Images tab shows the first eight captchas misread.
+# off. The Images tab shows eight images as they are trained on, and the first eight misread.
 
 HISTORY = "history.json"
 
@@ -404,6 +436,11 @@ class Report:
                 for tag, value in values.items():
                     tf.summary.scalar(tag, value)
             self._writers[name].flush()
+
+    def images(self, name: str, images: tf.Tensor) -> None:
+        if "train" in self._writers:
+            with self._writers["train"].as_default(step=0):
+                tf.summary.image(name, images, max_outputs=len(images))
 
     def figure(self, name: str, step: int, figure: plt.Figure) -> None:
         if "validation" in self._writers:
@@ -484,6 +521,7 @@ class Training:
             )
             schedule = learning_rate_schedule(args.learning_rate or net.learning_rate, self.steps)
             self.optimizer = keras.optimizers.Adam(schedule)
+            self.optimizer.build(self.network.trainable_variables)
         self.parameters = self.network.count_params()
         self.step = make_step(
             self.network, self.optimizer, place.strategy, self.batch_size, args.seed, args.augment
@@ -498,8 +536,8 @@ class Training:
         if self.feed.stored is not None:
             state["stored"] = self.feed.stored
         folder = run.backup / f"worker_{place.worker}"
-        self.backup = Backup(folder, self.network, self.optimizer, **state)
-        if run.resuming and self.backup.restore():
+        self.backup = exact_checkpoints(folder, self.network, self.optimizer, **state)
+        if run.resuming and self.backup.restore_or_initialize():
             if (run.folder / HISTORY).exists():
                 rows = json.loads((run.folder / HISTORY).read_text(encoding="utf-8"))
                 self.history = [row for row in rows if row["step"] <= int(self.done)]
@@ -519,12 +557,16 @@ class Training:
             TextColumn("steps, loss {task.fields[loss]:.3f}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns) as progress, Interruption() as interruption:
+        with Progress(*columns) as progress, interruption() as interrupted:
             bar = progress.add_task("", total=self.steps, completed=int(self.done), loss=np.nan)
             losses, begun = [], time.perf_counter()
             started = begun
             while (number := int(self.done)) < self.steps and int(self.held) < 2:
-                images, classes = self.place.deal(self.feed.next())
+                batch = self.feed.next()
+                if number == 0:
+                    examples = augment(batch[0][:8], tf.constant([self.args.seed, 0], tf.int64))
+                    self.report.images("augmented", examples if self.args.augment else batch[0][:8])
+                images, classes = self.place.deal(*batch)
                 losses.append(float(self.step(images, classes, tf.constant(number, tf.int64))))
                 self.done.assign(number := number + 1)
                 progress.update(bar, advance=1, loss=losses[-1])
@@ -533,7 +575,7 @@ class Training:
                     values = {"batch_loss": losses[-1], "learning_rate": rate}
                     self.report.scalars("train", number, values)
                 due = number % self.args.validate_every == 0 or number == self.steps
-                if due or interruption.wanted:
+                if due or interrupted():
                     now = time.perf_counter()
                     self.seconds.assign_add(now - begun)
                     if due:
@@ -541,7 +583,7 @@ class Training:
                         losses, self.feed.waited = [], 0.0
                     self.backup.save()
                     begun, started = now, time.perf_counter()
-                if interruption.wanted:
+                if interrupted():
                     raise KeyboardInterrupt
 
     def validate(self, losses: list[float], seconds: float) -> str:
@@ -607,23 +649,40 @@ def main() -> None:
     parser = flags()
     run = Run(parser, __file__)
     args = run.args
+    if args.start != "he" and args.net != "alexnet_v2":
+        parser.error(f"--start {args.start} is for alexnet_v2: {args.net} has one start only")
     try:
         place = Place(args.strategy)
         keras.utils.set_random_seed(args.seed)
         tf.config.experimental.enable_op_determinism()
         training = Training(run, Captcha(args.records), place)
-        print(f"{args.net}: {training.parameters:,} parameters, {training.steps:,} steps")
+    except ValueError as error:
+        quick = " --quick" if args.quick else ""
+        parser.error(f"{error}\nRecords are written by {RECORDS}{quick}")
+    print(f"{args.net}: {training.parameters:,} parameters, {training.steps:,} steps")
+    try:
         training.run_steps()
-    except (DatasetError, ValueError) as error:
-        parser.error(str(error))
-    trained = load_recogniser(run.folder / "model")
-    predict = tf.function(lambda images: tf.math.log(trained.model(images, training=False)))
-    scores = evaluate(predict, training.validation)
-    save_recogniser(args.model, trained.model, trained.about)
-    run.save_figure(show_history(training.history), "curves")
-    print(f"The best model, of step {trained.about['step']:,}: {readable(args.model)}")
+    except (OSError, tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
+        raise SystemExit(
+            f"Stopped: {error}\nWhat was saved in {run.folder} before is whole. Once this is mended, "
+            "the same command with --run-dir and --resume goes on from there."
+        ) from None
+    scores = max(training.history, key=lambda row: row["whole_captcha_accuracy"])
+    if training.chief:
+        trained = load_recogniser(run.folder / "model")
+        predict = tf.function(
+            lambda images: tf.math.log(tf.maximum(trained.model(images, training=False), 1e-7))
+        )
+        scores = evaluate(predict, training.validation)
+        save_recogniser(args.model, trained.model, trained.about)
+        run.save_figure(show_history(training.history), "curves")
+        print(f"The best model, of step {trained.about['step']:,}: {readable(args.model)}")
     run.finish(
-        {f"validation_{name}": value for name, value in scores.items()},
+        {
+            f"validation_{name}": value
+            for name, value in scores.items()
+            if name == "loss" or name.endswith("accuracy")
+        },
         data={"source": str(args.records), "stand_in": False},
         train_seconds=round(float(training.seconds), 3),
         parameters=training.parameters,

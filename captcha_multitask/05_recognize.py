@@ -38,10 +38,10 @@ from rich.table import Table
 
 from data import captchas
 from models import captcha
-from utils.run import CourseParser, Run, make_parser, readable, written_whole
+from utils.run import CourseParser, Run, make_parser, written_whole
 
 ORANGE = "#d55e00"
-QUICK_IMAGES = 8  # with --quick and no image named
+FEW = 8  # read when no image is named
 SHOWN, LISTED, BATCH = 12, 100, 256  # images in the figure, lines in the table, read at a time
 STRETCH = 1.25  # a change of the sides' ratio beyond this is worth a warning
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
@@ -56,7 +56,8 @@ def flags() -> CourseParser:
         "paths",
         nargs="*",
         metavar="IMAGE|FOLDER",
-        help="image files, and folders to be searched for them, subfolders included",
+        help="image files, and folders to be searched for them, subfolders included; with none, "
+        "a few of those that 01_generate_images.py drew",
     )
     parser.add_argument(
         "--model",
@@ -284,21 +285,17 @@ def recognise(run: Run, paths: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = flags()
-    run = Run(parser, __file__)
+    run = Run(flags(), __file__)
     paths = run.args.paths
-    if not paths and not run.args.quick:
-        parser.error(
-            "name images or folders, for example: python captcha_multitask/05_recognize.py "
-            f"{readable(captchas.FOLDER / 'images')}"
+    if not paths:  # some that were drawn in this chapter
+        folder = (
+            captchas.FOLDER / "quick" / "images" if run.args.quick else captchas.FOLDER / "images"
         )
-    if not paths:  # some of those that the quick training drew
-        folder = captchas.FOLDER / "quick" / "images"
-        paths = [str(path) for path in find_images([str(folder)])][:QUICK_IMAGES]
+        paths = [str(path) for path in find_images([str(folder)])][:FEW]
         if not folder.is_dir():
             raise SystemExit(
-                f"{folder} is missing: draw images with "
-                "python captcha_multitask/01_generate_images.py --quick, or name some"
+                f"Name images or folders. (There are none in {folder} either, where "
+                f"01_generate_images.py{' --quick' if run.args.quick else ''} would draw some.)"
             )
     with redirect_stdout(sys.stderr) if run.args.json else nullcontext():
         answers = recognise(run, paths)

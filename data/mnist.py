@@ -27,7 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.download import OFFLINE_VARIABLE, DownloadError, fetch, sha256
+from data.download import OFFLINE_VARIABLE, DownloadError, fetch
+from utils.run import sha256
 
 CACHE = Path(__file__).resolve().parent / "mnist"
 MIRRORS = (

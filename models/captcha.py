@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.captchas import decode_classes
-from utils.download import sha256
-from utils.run import quoted, write_json, written_whole
+from utils.run import quoted, sha256, write_json, written_whole
 
 FOLDER = Path(__file__).resolve().parent / "captcha"
 MODEL, INFO = "model.keras", "model.json"

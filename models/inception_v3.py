@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from utils.download import DownloadError, fetch
+from data.download import DownloadError, fetch
 
 CACHE = Path(__file__).resolve().parent / "inception_v3"
 GRAPH_DEF = "classify_image_graph_def.pb"

@@ -35,7 +35,7 @@ from rich.table import Table
 from sklearn.metrics import confusion_matrix
 
 from data import mnist
-from utils.download import OFFLINE_VARIABLE
+from data.download import OFFLINE_VARIABLE
 from utils.run import (
     CourseParser,
     Run,

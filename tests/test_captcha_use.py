@@ -475,20 +475,19 @@ def test_other_proportions_are_read_with_a_warning(use_script, call, model, tmp_
     assert f"{path}: 160×160 has other proportions than the model's 160×60" in output
 
 
-def test_what_to_read_when_nothing_is_named(use_script, call, model, tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        call(use_script, "--model", model)
-    assert stopped.value.code == 2
-    assert "name images or folders, for example" in capsys.readouterr().err
+@pytest.mark.parametrize(("flags", "folder"), [((), "images"), (("--quick",), "quick/images")])
+def test_what_is_read_when_nothing_is_named(
+    use_script, call, model, tmp_path, monkeypatch, flags, folder
+):
     monkeypatch.setattr(captchas, "FOLDER", tmp_path)
-    message = refused(call, use_script, "--quick", "--model", model)
-    assert "01_generate_images.py --quick" in message
-    (tmp_path / "quick" / "images").mkdir(parents=True)
+    message = refused(call, use_script, *flags, "--model", model)
+    assert " ".join(("01_generate_images.py", *flags)) in message
+    (tmp_path / folder).mkdir(parents=True)
     for number in range(20):
-        coded(f"{number:04}").save(tmp_path / "quick" / "images" / f"{number:04}_{number:06}.png")
-    result = call(use_script, "--quick", "--model", model)
-    few = use_script.QUICK_IMAGES
-    assert result["metrics"] == {"images": few, "failed": 0, "whole_captcha_accuracy": 1}
+        coded(f"{number:04}").save(tmp_path / folder / f"{number:04}_{number:06}.png")
+    result = call(use_script, *flags, "--model", model)
+    expected = {"images": use_script.FEW, "failed": 0, "whole_captcha_accuracy": 1}
+    assert result["metrics"] == expected
 
 
 def test_an_empty_folder_is_an_error_of_its_own(use_script, call, model, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""utils/download.py against a server in this process that misbehaves in every promised way."""
+"""data/download.py against a server in this process that misbehaves in every promised way."""
 
 import hashlib
 import os
@@ -10,7 +10,8 @@ from threading import Thread
 
 import pytest
 
-from utils.download import DownloadError, fetch, sha256
+from data.download import DownloadError, fetch
+from utils.run import sha256
 
 CHUNK = 1 << 16  # what fetch writes at a time
 CONTENT = bytes(range(256)) * 1200  # 4.7 of the chunks in which it is read
@@ -230,7 +231,7 @@ def test_a_server_that_falls_silent_is_given_up(server, tmp_path, monkeypatch):
         handler.connection.settimeout(5)
         handler.rfile.read(1)  # until the client hangs up
 
-    monkeypatch.setattr("utils.download.TIMEOUT", (1, 0.3))
+    monkeypatch.setattr("data.download.TIMEOUT", (1, 0.3))
     server.answers["/file"] = falls_silent
     with pytest.raises(DownloadError, match=r"/file: (the server stopped sending|no connection)"):
         fetch([f"{server.url}/file"], tmp_path / "file", DIGEST)

@@ -1,6 +1,7 @@
 """What every script of the course shares: its flags, its run folder, its result."""
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -94,6 +95,12 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, default=lambda x: x.item()) + "\n"
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def readable(path: Path) -> str:

@@ -14,8 +14,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from rich.progress import track
 
-from utils.download import sha256
-from utils.run import write_json
+from utils.run import sha256, write_json
 
 INFO = "dataset.json"
 DTYPES = {"i": "int64", "u": "int64", "f": "float32"}  # by NumPy's kinds; others: bytes

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,8 @@ class Place:
     """Where a training runs. Make it before anything else of TensorFlow; ValueError, with a
     sentence, if the environment variable TF_CONFIG does not say who the workers are.
 
-    Attributes:
-        strategy: to be used as ``with place.strategy.scope():`` when variables are made.
-        worker, workers: this process's number, and how many there are; worker 0 is the chief.
-        replicas: how many copies of the model are trained, in all workers together.
-    """
+    ``strategy`` has the scope in which to make variables; ``worker`` is this process's number of
+    ``workers``, 0 the chief; ``replicas`` of the model are trained in all of them together."""
 
     def __init__(self, name: str) -> None:
         if name == "multi-worker" and "TF_CONFIG" not in os.environ:
@@ -38,56 +37,42 @@ class Place:
         self.worker, self.workers = 0, 1
         if name == "multi-worker":
             resolver = self.strategy.cluster_resolver
-            self.worker = resolver.task_id
-            self.workers = resolver.cluster_spec().num_tasks("worker")
+            workers = resolver.cluster_spec().num_tasks("worker")
+            self.worker, self.workers = resolver.task_id, workers
 
-    def deal(self, batch: Any) -> Any:
-        """This worker's batch, tensors [b, …], in equal parts to its replicas."""
+    def deal(self, *batch: tf.Tensor) -> tuple[Any, ...]:
+        """This worker's batch, tensors [b, …], each in equal parts for its replicas."""
         count = self.replicas // self.workers
         if count == 1:
             return batch
-        parts = tf.nest.map_structure(lambda tensor: tf.split(tensor, count), batch)
-        return tf.nest.map_structure_up_to(
-            batch,
-            lambda some: self.strategy.experimental_distribute_values_from_function(
-                lambda context: some[context.replica_id_in_sync_group % count]
-            ),
-            parts,
-        )
+        parts = [tf.split(tensor, count) for tensor in batch]
+        deal = self.strategy.experimental_distribute_values_from_function
+        return tuple(deal(lambda c, p=p: p[c.replica_id_in_sync_group % count]) for p in parts)
 
 
-class Backup:
-    """A checkpoint of all that changes while a Keras model is trained: its weights, the seeds of
-    its dropout, the optimizer, and whatever is named: variables, a ``tf.data`` iterator."""
-
-    def __init__(self, folder: Path, model: Any, optimizer: Any, **state: Any) -> None:
-        optimizer.build(model.trainable_variables)
-        seeds = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
-        checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, seeds=seeds, **state)
-        self._manager = tf.train.CheckpointManager(checkpoint, folder, max_to_keep=1)
-
-    def save(self) -> None:
-        """Write it; the one before goes when this one is whole."""
-        self._manager.save()
-
-    def restore(self) -> bool:
-        """Set everything to what was saved last; False if nothing was."""
-        latest = self._manager.restore_or_initialize()
-        return latest is not None
+def exact_checkpoints(
+    folder: Path, model: Any, optimizer: Any, **state: Any
+) -> tf.train.CheckpointManager:
+    """A manager (``save()``, ``restore_or_initialize()``) of checkpoints of all that changes while
+    a Keras model is trained: its weights, the seeds of its dropout, the built optimizer, whatever
+    is named, variables or a ``tf.data`` iterator. An old one goes when the new one is whole."""
+    seeds = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, seeds=seeds, **state)
+    return tf.train.CheckpointManager(checkpoint, folder, max_to_keep=1)
 
 
-class Interruption:
-    """While its block runs, the first Ctrl-C only sets ``wanted``, so that a step can be finished
-    and saved; the second one interrupts at once."""
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed, so that the step at hand can be
+    finished and saved first. A second Ctrl-C interrupts at once."""
+    pressed = []
 
-    def __enter__(self) -> "Interruption":
-        self.wanted = False
-        self._before = signal.signal(signal.SIGINT, self._note)
-        return self
+    def note(*_: Any) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, before)
 
-    def _note(self, *_: Any) -> None:
-        self.wanted = True
-        signal.signal(signal.SIGINT, self._before)
-
-    def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, self._before)
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,13 +1,14 @@
 """Fetch a file from the first source that delivers it whole. Until its SHA-256 is found right it
 is called ``<name>.part``; a connection that broke is taken up there, also by the next run."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import requests
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+from utils.run import sha256
 
 OFFLINE_VARIABLE = "COURSE_OFFLINE"
 TIMEOUT = (5, 30)  # seconds to connect (a blocked server never answers), and between two chunks
@@ -16,12 +17,6 @@ TRIES = 4  # of one source, as long as each brings some more of the file
 
 class DownloadError(Exception):
     """No source delivered the file; the message says what each did and what to do by hand."""
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(urls: Sequence[str], target: Path, digest: str) -> Path:

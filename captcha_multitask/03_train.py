@@ -1,5 +1,5 @@
 """Train a network that reads a captcha, all positions at once
-============================================================
+===========================================================
 
 You learn: multi-task learning, one network with a head for each character; how TensorFlow 1's
 queue runners became ``tf.data``; a training loop that can be killed at any moment, runs on
@@ -469,13 +469,23 @@ def show_history(history: list[dict[str, float]]) -> plt.Figure:
     """Loss, and whole captchas read, against the images seen."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     seen = [row["images"] for row in history]
-    left.semilogy(seen, [row["train_loss"] for row in history], color=ORANGE, label="training")
-    left.semilogy(seen, [row["loss"] for row in history], color=BLUE, label="validation")
+    left.semilogy(
+        seen, [row["train_loss"] for row in history], color=ORANGE, marker=".", label="training"
+    )
+    left.semilogy(
+        seen, [row["loss"] for row in history], color=BLUE, marker=".", label="validation"
+    )
     left.set(xlabel="images seen", ylabel="loss, sum of the heads", title="Loss")
     left.legend()
     missed = [max(1 - row["whole_captcha_accuracy"], 1e-4) for row in history]
     right.semilogy(seen, missed, color=BLUE, marker=".")
     right.set(xlabel="images seen", ylabel="share misread", title="Whole captchas, validation")
+    right.set_ylim(top=1.1)
+    for side in (left, right):
+        side.yaxis.set_major_formatter("{x:g}")
+        side.yaxis.set_minor_formatter("")
+        side.xaxis.set_major_formatter("{x:,.0f}")
+        side.grid(which="both", alpha=0.3)
     return figure
 
 
@@ -664,8 +674,8 @@ def main() -> None:
         training.run_steps()
     except (OSError, tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
         raise SystemExit(
-            f"Stopped: {error}\nWhat was saved in {run.folder} before is whole. Once this is mended, "
-            "the same command with --run-dir and --resume goes on from there."
+            f"Stopped: {error}\nWhat was saved in {run.folder} before is whole. Once this is "
+            "mended, the same command with --run-dir and --resume goes on from there."
         ) from None
     scores = max(training.history, key=lambda row: row["whole_captcha_accuracy"])
     if training.chief:

@@ -1,5 +1,5 @@
 """How well are captchas read? The test
-=====================================
+====================================
 
 You learn: what one number for a recogniser has to count, how sure one can be of it, which
 characters are taken for which, and whether the recogniser knows when it is wrong.

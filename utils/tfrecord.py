@@ -131,7 +131,9 @@ def load_split(
             raise DatasetError(f"{path} is {fault}: write the data set again")
     records = tf.data.TFRecordDataset(list(shards))
     if seed is not None:
-        names = tf.data.Dataset.from_tensor_slices(list(shards)).shuffle(len(shards), seed)
+        # Shuffled by NumPy: of two shuffles of tf.data in a row a checkpoint restores one wrongly.
+        names = np.random.default_rng(seed).permutation(list(shards))
+        names = tf.data.Dataset.from_tensor_slices(names)
         records = names.interleave(tf.data.TFRecordDataset, cycle_length=16, block_length=16)
         records = records.shuffle(buffer, seed)
     count = sum(shard["records"] for shard in shards.values())

@@ -187,9 +187,9 @@ class Captcha:
         return images, tf.cast(features["classes"], tf.int32)
 
     def batches(self, split: str, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
-        """One pass over a split; shuffled, and in whole batches only, if a seed is given."""
+        """One pass over a split; with a seed shuffled, pass after pass without end."""
         return load_split(
-            self.folder, split, batch_size, self._decode, seed, drop_remainder=seed is not None
+            self.folder, split, batch_size, self._decode, seed, endless=seed is not None
         )
 
 
@@ -393,7 +393,7 @@ class Feed:
                     f"{data.folder} has {data.counts.get('train', 0)} images to train on, fewer "
                     f"than the {stored_size * place.workers} of one batch: lower --batch-size"
                 )
-            batches = data.batches("train", stored_size, args.seed).repeat()
+            batches = data.batches("train", stored_size, args.seed)
             self.stored = iter(batches.shard(place.workers, place.worker))
 
     def start(self, step: int) -> None:

@@ -312,7 +312,7 @@ def show_calibration(scores: Scores) -> plt.Figure:
     look = {"fmt": "o", "color": BLUE, "capsize": 3, "label": "95 % interval"}
     top.errorbar(confidence[used], accuracy, bars, **look)
     top.set(title=f"Calibration error {error:.4f}", ylabel="share that is right")
-    top.legend(loc="upper left")
+    top.legend(loc="lower right")
     below.bar((np.arange(BINS) + 0.5) / BINS, counts, 0.9 / BINS, color=BLUE, log=True)
     below.yaxis.set_major_formatter("{x:,.0f}")
     below.set(xlabel="confidence of the whole text", ylabel="readings")

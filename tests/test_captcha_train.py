@@ -151,11 +151,11 @@ def test_alexnet_has_the_layers_of_slims_alexnet_v2(faithful):
 
 def test_slims_start_is_narrow_and_its_biases_are_a_tenth(faithful):
     for name in ("fc6", "fc7", "fc8_0", "fc8_3"):
-        kernel, bias = map(np.asarray, faithful.get_layer(name).weights)
+        kernel, bias = faithful.get_layer(name).get_weights()
         assert np.abs(kernel).max() <= 0.01  # cut at two standard deviations
         assert kernel.std() == pytest.approx(0.005 * 0.8796, rel=0.02), name  # of one cut at two
         assert (bias == (0 if name.startswith("fc8") else np.float32(0.1))).all()
-    assert not np.array_equal(*(faithful.get_layer(f"fc8_{i}").kernel for i in (0, 1)))
+    assert not np.array_equal(*(faithful.get_layer(f"fc8_{i}").get_weights()[0] for i in (0, 1)))
 
 
 @pytest.fixture(scope="module", params=["compact", "alexnet_v2"])
@@ -172,12 +172,11 @@ def test_hes_start_keeps_the_size_of_the_signal(network, drawn):
             continue
         if network.name == "compact" and isinstance(layer, keras.layers.Dense):
             continue  # its short heads begin in Keras's way
-        kernel = np.asarray(layer.kernel)
+        kernel, *bias = layer.get_weights()
         fan_in = np.prod(kernel.shape[:-1])
         tolerance = 4 / np.sqrt(kernel.size)  # far beyond chance
         assert kernel.std() == pytest.approx(np.sqrt(2 / fan_in), rel=tolerance), layer.name
-        if layer.use_bias:
-            assert not np.asarray(layer.bias).any()
+        assert not np.any(bias)
     logits = network(drawn[0][:16], training=False).numpy()
     assert logits.std(axis=0).mean() > 0.02, "the answers depend on the image"
 
@@ -228,7 +227,7 @@ def test_a_compact_head_reads_the_mean_of_the_columns_it_weighs(nets, drawn):
     assert weights.sum(axis=1) == pytest.approx(np.ones((3, 1)), abs=1e-5)
     mean = (weights * columns).sum(axis=1)
     np.testing.assert_allclose(seen[:, 0], mean, atol=1e-4)
-    kernel, bias = map(np.asarray, network.get_layer("head_1").weights)
+    kernel, bias = network.get_layer("head_1").get_weights()
     np.testing.assert_allclose(logits[:, 1], mean @ kernel + bias, atol=1e-3)
 
 
@@ -328,7 +327,7 @@ def test_the_learning_rate_rises_and_falls_by_the_formula(script):
         schedule = script.learning_rate_schedule(0.004, steps)
         rates = [float(schedule(step)) for step in range(steps)]
         assert np.isfinite(rates).all()
-        assert max(rates) <= 0.004
+        assert max(rates) <= 0.004 * (1 + 1e-6)
 
 
 # ---- augmentation --------------------------------------------------------------------------
@@ -411,23 +410,21 @@ def test_augmentation_can_be_left_out(script, nets, drawn, monkeypatch):
 
 def test_compact_learns_64_images_by_heart(script, nets, drawn):
     keras.utils.set_random_seed(1)
-    network = nets.build("compact", 4, 10, 60, 160, (30, 80), dropout=0.0)
-    optimizer = keras.optimizers.Adam(3e-3)
-    step = script.make_step(network, optimizer, tf.distribute.get_strategy(), 32, 1, False)
+    network = nets.build("compact", 4, 10, 60, 160, (20, 56), dropout=0.0)
+    optimizer = keras.optimizers.Adam(script.learning_rate_schedule(3e-3, 100))
+    step = script.make_step(network, optimizer, tf.distribute.get_strategy(), 64, 1, False)
     predict = tf.function(lambda images: network(images, training=False))
-    images, classes = drawn
-    batches = tf.data.Dataset.from_tensor_slices(drawn).batch(32)
-    generator, losses = np.random.default_rng(1), []
-    for number in range(200):
-        some = generator.permutation(64)[:32]
-        losses.append(float(step(images[some], classes[some], tf.constant(number, tf.int64))))
-        if number % 20 == 19:
+    batches = tf.data.Dataset.from_tensor_slices(drawn).batch(64)
+    assert script.evaluate(predict, batches)["character_accuracy"] < 0.3
+    losses = []
+    for number in range(100):
+        losses.append(float(step(*drawn, tf.constant(number, tf.int64))))
+        if number % 10 == 9:
             scores = script.evaluate(predict, batches)
             if scores["whole_captcha_accuracy"] == 1:
                 break
-    assert losses[0] == pytest.approx(4 * np.log(10), abs=2)
     assert scores["whole_captcha_accuracy"] == 1, scores
-    assert scores["loss"] < 1
+    assert losses[-1] < 0.1 < 4 < losses[0]
 
 
 # ---- a training, called in this process ----------------------------------------------------
@@ -516,7 +513,7 @@ def in_a_process(call: str, *arguments: str | Path, **environment: str) -> subpr
 def state(training: Any) -> dict[str, np.ndarray]:
     """All that changed: weights, moving averages, dropout's seed, Adam's averages."""
     variables = [*training.network.variables, *training.optimizer.variables]
-    return {f"{i} {v.path}": np.asarray(v) for i, v in enumerate(variables)}
+    return {f"{i} {v.path}": v.numpy() for i, v in enumerate(variables)}
 
 
 def without_times(history: list[dict[str, float]], *more: str) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from utils.tfrecord import load_split, write_dataset
 from utils.training import Place, exact_checkpoints, interruption
 
 # ---- backups -------------------------------------------------------------------------------
@@ -72,6 +73,28 @@ def test_a_restored_training_goes_on_exactly(tmp_path):
         strict=True,
     ):
         np.testing.assert_array_equal(mine, theirs, err_msg=mine.path)
+
+
+@pytest.mark.parametrize("done", [0, 3, 5, 6, 8])
+def test_restored_records_come_in_the_same_order_in_all_epochs_to_come(tmp_path, done):
+    write_dataset(tmp_path, {"train": range(20)}, lambda i: {"number": i}, shards=3)
+
+    def begin() -> tuple[Any, tf.train.Checkpoint]:
+        keras.utils.set_random_seed(1)
+        batches = load_split(tmp_path, "train", 3, seed=1, endless=True)
+        stored = iter(batches.shard(1, 0))
+        return stored, tf.train.Checkpoint(stored=stored)
+
+    def take(stored: Any, count: int) -> list[list[int]]:
+        return [next(stored)["number"].numpy().tolist() for _ in range(count)]
+
+    stored, checkpoint = begin()
+    take(stored, done)
+    path = checkpoint.save(tmp_path / "state")
+    wanted = take(stored, 20)  # more than three epochs of six batches
+    stored, checkpoint = begin()
+    checkpoint.restore(path)
+    assert take(stored, 20) == wanted
 
 
 def test_a_backup_that_can_not_be_written_leaves_the_one_before(tmp_path):

@@ -113,11 +113,12 @@ def load_split(
     seed: int | None = None,
     buffer: int = 10_000,
     drop_remainder: bool = False,
+    endless: bool = False,
 ) -> Any:
     """Check a split's shards and return a ``tf.data.Dataset`` of batches, one epoch long, in the
     order of writing; with a ``seed`` shuffled anew each epoch, from ``buffer`` encoded records.
-    ``decode`` makes of a batch of features (name to tensor [b, …]) what a model takes. Raises
-    DatasetError.
+    ``decode`` makes of a batch of features (name to tensor [b, …]) what a model takes. ``endless``:
+    epoch after epoch, as a checkpoint can restore it; ``repeat()`` is not. Raises DatasetError.
     """
     import tensorflow as tf
 
@@ -138,6 +139,7 @@ def load_split(
         records = records.shuffle(buffer, seed)
     count = sum(shard["records"] for shard in shards.values())
     records = records.apply(tf.data.experimental.assert_cardinality(count))
+    records = records.repeat(None if endless else 1)  # ahead of all that runs ahead of the reader
     spec = {n: tf.io.FixedLenFeature(f["shape"], f["dtype"]) for n, f in info["features"].items()}
     batches = records.batch(batch_size, drop_remainder=drop_remainder)  # parsed at one go: faster
     examples = batches.map(lambda r: decode(tf.io.parse_example(r, spec)), tf.data.AUTOTUNE)

@@ -585,7 +585,8 @@ class Training:
                     values = {"batch_loss": losses[-1], "learning_rate": rate}
                     self.report.scalars("train", number, values)
                 due = number % self.args.validate_every == 0 or number == self.steps
-                if due or interrupted():
+                stop = interrupted()
+                if due or stop:
                     now = time.perf_counter()
                     self.seconds.assign_add(now - begun)
                     if due:
@@ -593,7 +594,7 @@ class Training:
                         losses, self.feed.waited = [], 0.0
                     self.backup.save()
                     begun, started = now, time.perf_counter()
-                if interrupted():
+                if stop:
                     raise KeyboardInterrupt
 
     def validate(self, losses: list[float], seconds: float) -> str:
@@ -661,6 +662,10 @@ def main() -> None:
     args = run.args
     if args.start != "he" and args.net != "alexnet_v2":
         parser.error(f"--start {args.start} is for alexnet_v2: {args.net} has one start only")
+    try:
+        args.model.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"can't write into the folder {args.model}: {error.strerror}")
     try:
         place = Place(args.strategy)
         keras.utils.set_random_seed(args.seed)

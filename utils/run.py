@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-UNSETTING = {"run_dir", "show", "resume"}  # flags that don't change what a run does
 IN_NOTEBOOK = "ipykernel" in sys.modules  # Jupyter, or an editor that runs the cells
 
 
@@ -26,13 +25,10 @@ def _argument(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[
     """An argparse type that says in words what it wants."""
 
     def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not good(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        return value
+        with suppress(ValueError):
+            if good(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
     return parse
 
@@ -147,28 +143,37 @@ class Run:
         if "matplotlib" in sys.modules and not self.args.show and not IN_NOTEBOOK:
             sys.modules["matplotlib"].use("Agg")  # draws into files, needs no screen
         label = f"{datetime.now():%Y%m%d-%H%M%S-%f}{'-quick' if self.args.quick else ''}"
-        folder = self.args.run_dir or ROOT / "runs" / Path(self.script).with_suffix("") / label
-        self.folder = folder.expanduser().resolve()
+        runs, apart = (
+            ROOT / "runs" / Path(self.script).with_suffix(""),
+            ("run_dir", "show", "resume"),
+        )
+        settings = {name: v for name, v in self.arguments.items() if name not in apart}
+        settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
+        folders = [self.args.run_dir.expanduser()] if self.args.run_dir else [runs / label]
+        if getattr(self.args, "resume", False):  # a flag that only trainings have
+            folders = folders if self.args.run_dir else sorted(runs.glob("*/"), reverse=True)
+            folders = [folder for folder in folders if self._is_stopped(folder, settings)]
+            if not folders:
+                where = readable(self.args.run_dir or runs)
+                parser.error(f"--resume: no run with these settings was stopped in {where}")
+        self.folder = folders[0].resolve()
         self.backup = self.folder / "backup"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "result.json").unlink(missing_ok=True)
-            self.resuming = self._find_backup()
+            self.resuming = self._is_stopped(self.folder, settings)
+            if not self.resuming:
+                shutil.rmtree(self.backup, ignore_errors=True)  # of a run with other settings
+                write_json(self.folder / "unfinished.json", settings)
         except OSError as error:
             parser.error(f"can't use the run folder {error.filename}: {error.strerror}")
         sys.excepthook = self._excepthook
 
-    def _find_backup(self) -> bool:
-        settings = {
-            k: v for k, v in self.arguments.items() if k not in ("run_dir", "show", "resume")
-        }
-        settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
-        note = self.folder / "unfinished.json"
+    @staticmethod
+    def _is_stopped(folder: Path, settings: Mapping[str, Any]) -> bool:
         with suppress(OSError, ValueError):
-            if self.backup.exists() and json.loads(note.read_text("utf-8")) == settings:
-                return True
-        shutil.rmtree(self.backup, ignore_errors=True)  # of a run with other settings
-        write_json(note, settings)
+            found = json.loads((folder / "unfinished.json").read_text("utf-8"))
+            return (folder / "backup").exists() and found == settings
         return False
 
     def _excepthook(self, kind: type, error: BaseException, trace: Any) -> None:

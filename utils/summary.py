@@ -10,10 +10,8 @@ def variable_summaries(name: str, value: Any, step: int | tf.Tensor) -> None:
     """Write mean, standard deviation, maximum, minimum and histogram of a tensor.
 
     The tags are ``<name>/mean``, ``/stddev``, ``/max``, ``/min`` (Scalars tab) and
-    ``<name>/histogram`` (Histograms and Distributions tabs). Call it under a writer
-    (``with writer.as_default():``). ``value`` has any shape and any real dtype; ValueError if it
-    is empty. The standard deviation divides by the number of elements.
-    """
+    ``<name>/histogram`` (Histograms and Distributions tabs). Call it under a writer. ``value`` has
+    any shape and real dtype; ValueError if it is empty. The deviation divides by the count."""
     value = tf.cast(tf.convert_to_tensor(value), tf.float32)
     if 0 in value.shape:
         raise ValueError(f"{name}: a tensor of shape {value.shape} has nothing to summarise")

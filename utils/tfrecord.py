@@ -39,8 +39,7 @@ def write_dataset(
 
     ``to_features`` makes of an item a dict of bytes (an image as its PNG or JPEG file), whole
     numbers (kept as int64), other numbers (float32), lists or arrays. Where it draws or decodes
-    use several ``workers``, processes. ``about`` is what readers need, such as the classes.
-    """
+    use several ``workers``, processes. ``about`` is what readers need, such as the classes."""
     if empty := [split for split, items in splits.items() if not len(items)]:
         raise ValueError(f"no items in the split {empty[0]!r}: there is nothing to write")
     info = {"about": dict(about or {}), "features": {}, "splits": {}}
@@ -118,8 +117,7 @@ def load_split(
     """Check a split's shards and return a ``tf.data.Dataset`` of batches, one epoch long, in the
     order of writing; with a ``seed`` shuffled anew each epoch, from ``buffer`` encoded records.
     ``decode`` makes of a batch of features (name to tensor [b, …]) what a model takes. ``endless``:
-    epoch after epoch, as a checkpoint can restore it; ``repeat()`` is not. Raises DatasetError.
-    """
+    epoch after epoch, as a checkpoint can restore it; ``repeat()`` is not. Raises DatasetError."""
     import tensorflow as tf
 
     info = read_info(folder)
@@ -133,8 +131,8 @@ def load_split(
     records = tf.data.TFRecordDataset(list(shards))
     if seed is not None:
         # Shuffled by NumPy: of two shuffles of tf.data in a row a checkpoint restores one wrongly.
-        names = np.random.default_rng(seed).permutation(list(shards))
-        names = tf.data.Dataset.from_tensor_slices(names)
+        order = np.random.default_rng(seed).permutation(list(shards))
+        names = tf.data.Dataset.from_tensor_slices(order)
         records = names.interleave(tf.data.TFRecordDataset, cycle_length=16, block_length=16)
         records = records.shuffle(buffer, seed)
     count = sum(shard["records"] for shard in shards.values())

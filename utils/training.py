@@ -17,11 +17,9 @@ STRATEGIES = {  # --strategy
 
 
 class Place:
-    """Where a training runs. Make it before anything else of TensorFlow; ValueError, with a
-    sentence, if the environment variable TF_CONFIG does not say who the workers are.
-
-    ``strategy`` has the scope in which to make variables; ``worker`` is this process's number of
-    ``workers``, 0 the chief; ``replicas`` of the model are trained in all of them together."""
+    """Where a training runs: ``strategy``, in whose scope variables are made; ``worker``, this
+    process's number of ``workers``, 0 the chief; ``replicas`` of the model in all of them together.
+    Make it before anything else of TensorFlow. ValueError, with a sentence, if TF_CONFIG is bad."""
 
     def __init__(self, name: str) -> None:
         if name == "multi-worker" and "TF_CONFIG" not in os.environ:
@@ -29,21 +27,20 @@ class Place:
                 'multi-worker needs TF_CONFIG in each worker\'s environment, such as {"cluster": '
                 '{"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
             )
+        self.worker, self.workers = 0, 1
         try:
             self.strategy = STRATEGIES[name]()
+            if name == "multi-worker":
+                cluster = self.strategy.cluster_resolver
+                self.worker = cluster.task_id
+                self.workers = cluster.cluster_spec().num_tasks("worker")
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"TF_CONFIG can't be used: {error}") from error
         self.replicas = self.strategy.num_replicas_in_sync
-        self.worker, self.workers = 0, 1
-        if name == "multi-worker":
-            resolver = self.strategy.cluster_resolver
-            workers = resolver.cluster_spec().num_tasks("worker")
-            self.worker, self.workers = resolver.task_id, workers
 
     def deal(self, *batch: tf.Tensor) -> tuple[Any, ...]:
         """This worker's batch, tensors [b, …], each in equal parts for its replicas."""
-        count = self.replicas // self.workers
-        if count == 1:
+        if (count := self.replicas // self.workers) == 1:
             return batch
         parts = [tf.split(tensor, count) for tensor in batch]
         deal = self.strategy.experimental_distribute_values_from_function
@@ -53,9 +50,8 @@ class Place:
 def exact_checkpoints(
     folder: Path, model: Any, optimizer: Any, **state: Any
 ) -> tf.train.CheckpointManager:
-    """A manager (``save()``, ``restore_or_initialize()``) of checkpoints of all that changes while
-    a Keras model is trained: its weights, the seeds of its dropout, the built optimizer, whatever
-    is named, variables or a ``tf.data`` iterator. An old one goes when the new one is whole."""
+    """A manager, with ``save()`` and ``restore_or_initialize()``, of all that changes in a training:
+    weights, dropout's seeds, the built optimizer, and what is named: variables, an iterator."""
     seeds = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, seeds=seeds, **state)
     return tf.train.CheckpointManager(checkpoint, folder, max_to_keep=1)

@@ -19,31 +19,29 @@ def alexnet_v2(
     here are the same numbers, and on a CPU their products take a 20th of the time.
 
     ``start`` says how weights and biases begin: ``"he"`` (K. He et al., 2015, arXiv 1502.01852)
-    keeps the size of the signal from layer to layer. ``"slim"`` are slim's own: truncated
-    normal of 0.005 and bias 0.1 in the full layers, Glorot below. With the latter the signal
-    fades to one 1,000th of itself on its way up, and the network gives every image the same answer
-    for a long time.
+    keeps the size of the signal from layer to layer. ``"slim"`` are slim's own: Glorot's in the
+    convolutions, truncated normal of 0.005 in the full layers, biases of 0.1. With these the
+    differences between images fade on their way up to almost nothing, and the network gives all
+    of them the same answer for a long time.
     """
-    he = {"kernel_initializer": keras.initializers.HeNormal}
-    below = {"he": he, "slim": {"kernel_initializer": keras.initializers.GlorotUniform}}[start]
-    full = {
-        "he": he,
-        "slim": {
-            "kernel_initializer": lambda: keras.initializers.TruncatedNormal(stddev=0.005),
-            "bias_initializer": lambda: keras.initializers.Constant(0.1),
-        },
-    }[start]
 
-    def convolution(name: str, filters: int, size: int, stride: int = 1, padding: str = "same"):
-        begin = {part: make() for part, make in below.items()}
-        return layers.Conv2D(
-            filters, size, stride, padding=padding, activation="relu", name=name, **begin
-        )
+    def begin(full: bool, bias: float = 0.1) -> dict[str, keras.Initializer]:
+        if start == "he":
+            return {"kernel_initializer": keras.initializers.HeNormal()}
+        thin = keras.initializers.TruncatedNormal(stddev=0.005)
+        return {
+            "kernel_initializer": thin if full else keras.initializers.GlorotUniform(),
+            "bias_initializer": keras.initializers.Constant(bias),
+        }
 
-    def dense(name: str, units: int, **options):
-        return layers.Dense(
-            units, name=name, **{part: make() for part, make in full.items()}, **options
-        )
+    def convolution(
+        name: str, filters: int, size: int, stride: int = 1, padding: str = "same"
+    ) -> layers.Layer:
+        options = {"activation": "relu", "name": name, **begin(full=False)}
+        return layers.Conv2D(filters, size, stride, padding=padding, **options)
+
+    def dense(name: str) -> layers.Layer:
+        return layers.Dense(4096, activation="relu", name=name, **begin(full=True))
 
     x = convolution("conv1", 64, 11, 4, "valid")(images)  # [n, 54, 54, 64]
     x = layers.MaxPooling2D(3, 2, name="pool1")(x)  # [n, 26, 26, 64]
@@ -54,11 +52,11 @@ def alexnet_v2(
     x = convolution("conv5", 256, 3)(x)
     x = layers.MaxPooling2D(3, 2, name="pool5")(x)  # [n, 5, 5, 256]
     x = layers.Flatten(name="flatten")(x)  # [n, 6400]
-    x = dense("fc6", 4096, activation="relu")(x)
+    x = dense("fc6")(x)
     x = layers.Dropout(dropout, name="dropout6")(x)
-    x = dense("fc7", 4096, activation="relu")(x)
+    x = dense("fc7")(x)
     x = layers.Dropout(dropout, name="dropout7")(x)  # [n, 4096]
     return [
-        layers.Dense(classes, kernel_initializer=full["kernel_initializer"](), name=f"fc8_{i}")(x)
+        layers.Dense(classes, name=f"fc8_{i}", **begin(full=True, bias=0.0))(x)
         for i in range(positions)
     ]

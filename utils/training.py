@@ -50,7 +50,7 @@ class Place:
 def exact_checkpoints(
     folder: Path, model: Any, optimizer: Any, **state: Any
 ) -> tf.train.CheckpointManager:
-    """A manager, with ``save()`` and ``restore_or_initialize()``, of all that changes in a training:
+    """A manager, with ``save()`` and ``restore_or_initialize()``, of what a training changes:
     weights, dropout's seeds, the built optimizer, and what is named: variables, an iterator."""
     seeds = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, seeds=seeds, **state)

@@ -321,17 +321,17 @@ def learning_rate_schedule(peak: float, steps: int) -> keras.optimizers.schedule
 # differs from image to image by (std)       slim       He
 # =========================================  =========  =========
 # the pixels that go in, standardised        0.89       0.89
-# conv1                                      0.086      0.63
-# conv5                                      0.0085     0.40
-# fc6                                        0.0020     0.43
-# fc7                                        0.00056    0.42
-# the logits                                 0.00016    0.80
+# conv1                                      0.12       0.63
+# conv5                                      0.022      0.40
+# fc6                                        0.0039     0.43
+# fc7                                        0.0011     0.42
+# the logits                                 0.0003     0.80
 # =========================================  =========  =========
 #
 # With slim's start the network gives every image the same answer. The best one answer is "all
 # digits are equally likely", so the biases learn that, the loss goes to 4 ln 10 and stays there:
-# the gradient of the lower layers has to come down through the same thin weights. Adam in the end
-# digs itself out; plain gradient descent would not. He's start, a standard deviation of
+# the gradient of the lower layers has to come down through the same thin weights. Adam, which
+# scales every gradient up, digs itself out in the end. He's start, a standard deviation of
 # :math:`\sqrt{2 / n}` for a unit with n inputs, lets each layer hand on as much as it gets (K. He
 # et al., 2015, arXiv 1502.01852). The compact network needs no such care: batch normalisation
 # measures the signal and scales it at every layer. ``logits_spread`` in TensorBoard shows it: the
@@ -656,6 +656,12 @@ class Training:
 # flattered; ``04_test.py`` has images that no choice was made on.
 
 
+@tf.function(reduce_retracing=True)
+def logarithms(model: keras.Model, images: tf.Tensor) -> tf.Tensor:
+    """The logarithms of a saved model's probabilities: logits as good as the network's own."""
+    return tf.math.log(tf.maximum(model(images, training=False), 1e-7))
+
+
 def main() -> None:
     parser = flags()
     run = Run(parser, __file__)
@@ -677,21 +683,19 @@ def main() -> None:
     print(f"{args.net}: {training.parameters:,} parameters, {training.steps:,} steps")
     try:
         training.run_steps()
+        scores = max(training.history, key=lambda row: row["whole_captcha_accuracy"])
+        if training.chief:
+            trained = load_recogniser(run.folder / "model")
+            scores = evaluate(lambda images: logarithms(trained.model, images), training.validation)
+            save_recogniser(args.model, trained.model, trained.about)
     except (OSError, tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
         raise SystemExit(
             f"Stopped: {error}\nWhat was saved in {run.folder} before is whole. Once this is "
             "mended, the same command with --run-dir and --resume goes on from there."
         ) from None
-    scores = max(training.history, key=lambda row: row["whole_captcha_accuracy"])
     if training.chief:
-        trained = load_recogniser(run.folder / "model")
-        predict = tf.function(
-            lambda images: tf.math.log(tf.maximum(trained.model(images, training=False), 1e-7))
-        )
-        scores = evaluate(predict, training.validation)
-        save_recogniser(args.model, trained.model, trained.about)
-        run.save_figure(show_history(training.history), "curves")
         print(f"The best model, of step {trained.about['step']:,}: {readable(args.model)}")
+        run.save_figure(show_history(training.history), "curves")
     run.finish(
         {
             f"validation_{name}": value

@@ -589,7 +589,7 @@ def test_ctrl_c_saves_the_step_at_hand_and_resume_goes_on(script, whole, records
     said = " ".join(capsys.readouterr().out.split())
     assert "Stopped. To go on: the same command with --run-dir" in said
     assert not (folder / "result.json").exists()
-    assert not (tmp_path / "best").exists()
+    assert not any((tmp_path / "best").iterdir())
     seen = []
     resumed = train(script, folder, *flags, "--resume", before_step=seen.append)
     assert "Going on after step 5 of 8" in capsys.readouterr().out
@@ -774,7 +774,7 @@ def test_damaged_records_are_named(script, records, tmp_path, capsys, split, dam
         shard.write_bytes(data if damage == "altered" else data[: len(data) // 2])
     said = refused(script, tmp_path / "run", capsys, *flags_for(copy, tmp_path))
     assert f"{shard.name} is {'missing' if damage == 'missing' else 'cut short or altered'}" in said
-    assert not (tmp_path / "best").exists()
+    assert not any((tmp_path / "best").iterdir())
 
 
 def test_records_that_do_not_fit(script, records, tmp_path, capsys):

@@ -21,6 +21,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,11 @@ class Feed:
                 captchas, self._drawn_size, step, place.worker, place.workers
             )
 
+    def close(self) -> None:
+        """Stop drawing."""
+        if self._drawn is not None:
+            self._drawn.close()
+
     def next(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Images uint8 [b, height, width, 3] and classes int32 [b, length]."""
         started = time.perf_counter()
@@ -519,7 +525,9 @@ class Training:
         self.steps = args.steps or max(1, epochs // self.batch_size)
         self.place, self.feed = place, Feed(data, args, batch_size, place)
         self.validation = data.batches("validation", 250)
-        options = {"start": args.start} if args.net == "alexnet_v2" else {}
+        options = {"synchronized": True} if place.replicas > 1 else {}
+        if args.net == "alexnet_v2":  # has no batch normalisation
+            options = {"start": args.start}
         with place.strategy.scope():
             self.network = nets_factory.build(
                 args.net,
@@ -567,7 +575,7 @@ class Training:
             TextColumn("steps, loss {task.fields[loss]:.3f}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns) as progress, interruption() as interrupted:
+        with Progress(*columns) as progress, interruption() as interrupted, closing(self.feed):
             bar = progress.add_task("", total=self.steps, completed=int(self.done), loss=np.nan)
             losses, begun = [], time.perf_counter()
             started = begun
@@ -590,12 +598,20 @@ class Training:
                     now = time.perf_counter()
                     self.seconds.assign_add(now - begun)
                     if due:
-                        progress.console.print(self.validate(losses, now - started))
+                        line = self.validate(losses, now - started)
+                        progress.console.print(line, soft_wrap=True, highlight=False)
                         losses, self.feed.waited = [], 0.0
-                    self.backup.save()
+                    self.back_up()
                     begun, started = now, time.perf_counter()
                 if stop:
                     raise KeyboardInterrupt
+
+    def back_up(self) -> None:
+        """Write a checkpoint; OSError if that fails, with the one before still whole."""
+        try:
+            self.backup.save()
+        except tf.errors.OpError as error:  # what a full disk raises is no OSError
+            raise OSError(f"can't write {self.run.backup}: {error.message}") from error
 
     def validate(self, losses: list[float], seconds: float) -> str:
         """Score the network as it stands, keep it if it is the best so far, and return a line
@@ -688,7 +704,7 @@ def main() -> None:
             trained = load_recogniser(run.folder / "model")
             scores = evaluate(lambda images: logarithms(trained.model, images), training.validation)
             save_recogniser(args.model, trained.model, trained.about)
-    except (OSError, tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
+    except OSError as error:
         raise SystemExit(
             f"Stopped: {error}\nWhat was saved in {run.folder} before is whole. Once this is "
             "mended, the same command with --run-dir and --resume goes on from there."

@@ -441,7 +441,7 @@ def main() -> None:
     if size != recogniser.size:
         sizes = "The images are {}×{}, the model takes {}×{}: they are resized."
         print(sizes.format(*size, *recogniser.size))
-    if warp["records"] != warp["model"]:
+    if warp["model"] not in ("both", warp["records"]):
         print(
             f"The images have the warp {warp['records']}, the model was trained on "
             f"{warp['model']}: it may read them worse than its own kind."

@@ -36,11 +36,16 @@ TIMES = ("seconds", "images_per_second", "share_of_time_waiting")  # differ from
 
 
 def tiny(
-    images: keras.KerasTensor, positions: int, classes: int, dropout: float = 0.2
+    images: keras.KerasTensor,
+    positions: int,
+    classes: int,
+    dropout: float = 0.2,
+    synchronized: bool = False,
 ) -> list[keras.KerasTensor]:
     """A network with all that has a state, trained in an instant."""
     x = keras.layers.Conv2D(8, 5, 4)(images)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
+    x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized)(x)
+    x = keras.layers.ReLU()(x)
     x = keras.layers.Dropout(dropout)(keras.layers.Flatten()(x))
     return [keras.layers.Dense(classes, name=f"head_{i}")(x) for i in range(positions)]
 

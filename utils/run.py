@@ -118,9 +118,9 @@ def tensorboard_command(log_dir: Path) -> str:
 
 
 def format_metric(name: str, value: float) -> str:
-    """A metric as a person reads it: accuracies in percent, others with four digits."""
-    words = name.replace("_", " ")
-    return f"{words} {value:.2%}" if name.endswith("accuracy") else f"{words} {value:.4g}"
+    """A metric as a person reads it: accuracies in percent, others with four digits, or all."""
+    digits = ".2%" if name.endswith("accuracy") else ",.0f" if abs(value) >= 1000 else ".4g"
+    return f"{name.replace('_', ' ')} {value:{digits}}"
 
 
 class Run:

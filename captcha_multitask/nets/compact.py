@@ -15,29 +15,41 @@ import keras
 from keras import layers
 
 
-def _convolution(x: keras.KerasTensor, filters: int, size, stride=1, padding="same"):
-    x = layers.Conv2D(
-        filters, size, stride, padding=padding, use_bias=False, kernel_initializer="he_normal"
-    )(x)
-    return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
-
-
-def _pool(x: keras.KerasTensor):
-    return layers.MaxPooling2D(2, padding="same")(x)
-
-
 def compact(
-    images: keras.KerasTensor, positions: int, classes: int, dropout: float = 0.2
+    images: keras.KerasTensor,
+    positions: int,
+    classes: int,
+    dropout: float = 0.2,
+    synchronized: bool = False,
 ) -> list[keras.KerasTensor]:
     """The heads' logits, ``positions`` tensors [n, classes]; ``images`` is float32
-    [n, height, width, channels]. The shapes below are those of 60×160."""
-    x = _pool(_convolution(images, 32, 5, 2))  # [n, 15, 40, 32]
-    x = _convolution(x, 64, 3)
-    x = _pool(_convolution(x, 64, 3))  # [n, 8, 20, 64]
-    x = _convolution(x, 96, 3)
-    x = _convolution(x, 128, 3)  # [n, 8, 20, 128]
-    x = _convolution(x, 128, (x.shape[1], 1), padding="valid")  # [n, 1, 20, 128]
-    x = layers.Add()([x, _convolution(x, 128, (1, 9))])  # each column learns of its neighbours
+    [n, height, width, channels]. The shapes below are those of 60×160. ``synchronized`` is for
+    several replicas: they normalise by the whole batch, not each by its own part, and so end
+    with the same moving averages."""
+
+    def convolution(
+        x: keras.KerasTensor,
+        filters: int,
+        size: int | tuple[int, int],
+        stride: int = 1,
+        padding: str = "same",
+    ) -> keras.KerasTensor:
+        x = layers.Conv2D(
+            filters, size, stride, padding=padding, use_bias=False, kernel_initializer="he_normal"
+        )(x)
+        x = layers.BatchNormalization(momentum=0.9, synchronized=synchronized)(x)
+        return layers.ReLU()(x)
+
+    def pool(x: keras.KerasTensor) -> keras.KerasTensor:
+        return layers.MaxPooling2D(2, padding="same")(x)
+
+    x = pool(convolution(images, 32, 5, 2))  # [n, 15, 40, 32]
+    x = convolution(x, 64, 3)
+    x = pool(convolution(x, 64, 3))  # [n, 8, 20, 64]
+    x = convolution(x, 96, 3)
+    x = convolution(x, 128, 3)  # [n, 8, 20, 128]
+    x = convolution(x, 128, (x.shape[1], 1), padding="valid")  # [n, 1, 20, 128]
+    x = layers.Add()([x, convolution(x, 128, (1, 9))])  # each column learns of its neighbours
     x = layers.Dropout(dropout)(x)
     columns = layers.Reshape((-1, 128))(x)  # [n, 20, 128]
     return [_head(columns, classes, f"head_{i}") for i in range(positions)]

@@ -13,7 +13,7 @@ You should see: a table of the splits, one record as text, and the records in
 ``data/captcha/records``: 55,200 images to train on, 1,800 for validation, 3,000 for the test.
 ``characters.png`` shows that each digit stands in each place about equally often.
 
-Time: «MEASURE» on two CPU cores. Images of other people need a name that begins with their text,
+Time: 40 seconds on two CPU cores. Images of other people need a name that begins with their text,
 ``0427.jpg`` or ``0427_whatever.png``, and one length: ``--images DIR --alphabet … --length …``.
 """
 

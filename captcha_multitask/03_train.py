@@ -9,11 +9,14 @@ AlexNet may sit at chance for long.
 Run::
 
     python captcha_multitask/03_train.py
-    python captcha_multitask/03_train.py --net alexnet_v2
+    python captcha_multitask/03_train.py --net alexnet_v2 --steps 4000
 
-You should see: «MEASURE»
+You should see: at each validation, how many captchas are read as a whole. ``compact`` passes 97 %
+within the first 32,000 images and ends at «V03». ``alexnet_v2`` sits at chance for the first 8,000,
+is at 37 % after 25,600, at 96 % after 128,000 and ends at 98.65 %. ``curves.png`` shows it.
 
-Time: «MEASURE»
+Time: «T03» on two CPU cores, 45 minutes for ``alexnet_v2``. Stopped with Ctrl-C or killed, the same
+command with ``--resume`` goes on and ends with the same weights to the last bit.
 """
 
 import argparse
@@ -82,7 +85,7 @@ def flags() -> CourseParser:
         metavar=("HEIGHT", "WIDTH"),
         help="pixels that the network sees (default: the network's own)",
     )
-    add("--epochs", type=positive_int, default=6, quick=6, help="passes over the stored images")
+    add("--epochs", type=positive_int, default=3, quick=6, help="passes over the stored images")
     add("--steps", type=positive_int, help="training steps, instead of --epochs")
     add("--batch-size", type=positive_int, help="images in a step (default: the network's own)")
     add("--learning-rate", type=positive_float, help="Adam's peak (default: the network's own)")

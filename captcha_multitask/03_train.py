@@ -12,11 +12,11 @@ Run::
     python captcha_multitask/03_train.py --net alexnet_v2 --steps 4000
 
 You should see: at each validation, how many captchas are read as a whole. ``compact`` passes 97 %
-within the first 32,000 images and ends at 99.85 %. ``alexnet_v2`` sits at chance for the first 8,000,
-is at 37 % after 25,600, at 96 % after 128,000 and ends at 98.65 %. ``curves.png`` shows it.
+within the first 32,000 images and ends at 99.85 %. ``alexnet_v2`` sits at chance for the first
+8,000, is at 37 % after 25,600, at 96 % after 128,000 and ends at 98.65 %. ``curves.png`` shows it.
 
-Time: 10 to 20 minutes on two CPU cores, 45 minutes for ``alexnet_v2``. Stopped with Ctrl-C or killed, the same
-command with ``--resume`` goes on and ends with the same weights to the last bit.
+Time: 10 to 20 minutes on two CPU cores, 45 minutes for ``alexnet_v2``. Stopped with Ctrl-C or
+killed, the same command with ``--resume`` goes on and ends with the same weights to the last bit.
 """
 
 import argparse

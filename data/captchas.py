@@ -16,7 +16,6 @@ import argparse
 import io
 import random
 import string
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,9 @@ from typing import Any
 
 import captcha.image
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
+
+from data import images
 
 FOLDER = Path(__file__).resolve().parent / "captcha"  # images and records, git-ignored
 ALPHABETS = {
@@ -164,20 +165,7 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises OSError or ValueError, with a sentence, for a file that holds no whole image, or one
     of more than 16 million pixels (found in its header, before it is unpacked).
     """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels are too many for a captcha")
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut, not scale
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGBA")
-    except (Image.DecompressionBombError, RuntimeError, SyntaxError, struct.error) as error:
-        raise ValueError(f"no whole image: {error}") from error
-    page = Image.new("RGBA", image.size, "white")
-    page.alpha_composite(image)
-    image = page.convert("RGB")
+    image = Image.fromarray(images.load_image(path, MOST_PIXELS))
     return np.asarray(image if size in (None, image.size) else image.resize(size, BILINEAR))
 
 

@@ -1,14 +1,14 @@
-"""Fetch a file from the first source that delivers it whole. Until its SHA-256 is found right it
+"""Fetch a file from the first source that delivers it whole. Until its checksum is found right it
 is called ``<name>.part``; a connection that broke is taken up there, also by the next run."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import requests
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-
-from utils.run import sha256
 
 OFFLINE_VARIABLE = "COURSE_OFFLINE"
 TIMEOUT = (5, 30)  # seconds to connect (a blocked server never answers), and between two chunks
@@ -16,19 +16,45 @@ TRIES = 4  # of one source, as long as each brings some more of the file
 
 
 class DownloadError(Exception):
-    """No source delivered the file; the message says what each did and what to do by hand."""
+    """No source delivered the file; the message says what each did and what to do by hand.
 
-
-def fetch(urls: Sequence[str], target: Path, digest: str) -> Path:
-    """Return ``target``, downloaded first if it is missing or its SHA-256 is not ``digest``.
-
-    ``urls`` are sources of the same file, tried in this order. Raises DownloadError if none
-    delivers it, or if the environment variable ``COURSE_OFFLINE`` forbids to try.
+    Attributes:
+        tried: only what each did.
     """
+
+    def __init__(self, tried: str, by_hand: str = "") -> None:
+        super().__init__(tried + by_hand)
+        self.tried = tried
+
+
+def kind_of(digest: str) -> str:
+    """What a checksum in hexadecimal digits is: 32 of them an MD5, 64 a SHA-256."""
+    return "MD5" if len(digest) == 32 else "SHA-256"
+
+
+def find_fault(path: Path, digest: str) -> str | None:
+    """What is wrong with a file, as the end of a sentence; None if its checksum is ``digest``."""
+    kind = kind_of(digest)
+    new = partial(hashlib.new, kind.replace("-", ""), usedforsecurity=False)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, new).hexdigest()
+    return None if found == digest else f"has the wrong {kind}"
+
+
+def fetch(urls: Sequence[str], target: Path, digest: str | Callable[[Path], str | None]) -> Path:
+    """Return ``target``, downloaded first if it is missing or its checksum is not ``digest``.
+
+    ``urls`` are sources of the same file, tried in this order. ``digest`` is a SHA-256, or an
+    MD5 where no more is published; for a file that has no published checksum, a function that
+    looks into it, as ``find_fault`` does. Raises DownloadError if no source delivers the file,
+    or if the environment variable ``COURSE_OFFLINE`` forbids to try.
+    """
+    check = digest if callable(digest) else partial(find_fault, digest=digest)
     if target.is_file():
-        if sha256(target) == digest:
+        fault = check(target)
+        if fault is None:
             return target
-        print(f"{target} is damaged (its SHA-256 is wrong): fetching it again")
+        print(f"{target} is damaged (it {fault}): fetching it again")
     reasons = []
     if os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"):
         reasons.append(f"downloads are switched off by {OFFLINE_VARIABLE}")
@@ -38,21 +64,22 @@ def fetch(urls: Sequence[str], target: Path, digest: str) -> Path:
         for _ in range(TRIES):
             before = _size(part)
             reason = _download(url, part)
-            if reason is None and sha256(part) == digest:
-                part.replace(target)
-                return target
             if reason is None:
-                reason = "what it sent has the wrong SHA-256"
+                fault = check(part)
+                if fault is None:
+                    part.replace(target)
+                    return target
+                reason = f"what it sent {fault}"
                 part.unlink()
                 if before:  # what an earlier try left may be to blame: from zero, then
                     continue
             if _size(part) <= before:  # else the connection broke half-way: go on from there
                 break
         reasons.append(f"{url}: {reason}")
-    raise DownloadError(
-        "\n  - ".join([f"can't get {target.name}:", *reasons])
-        + f"\n  By hand: put the file at {target}\n  its SHA-256 is {digest}"
-    )
+    by_hand = f"\n  By hand: put the file at {target}"
+    if not callable(digest):
+        by_hand += f"\n  its {kind_of(digest)} is {digest}"
+    raise DownloadError("\n  - ".join([f"can't get {target.name}:", *reasons]), by_hand)
 
 
 def _size(path: Path) -> int:

@@ -63,7 +63,7 @@ FEWEST = 3  # one each to train on, to validate and to test
 CHUNK = 50  # files a worker process looks at before it reports
 SHOWN = 5  # names to print of each kind of fault
 SIDE = 16  # of the fingerprint
-NEAR = 32  # of 256 bits in which near-copies may differ: the closest two of 600 flowers differ in 59
+NEAR = 32  # of 256 bits in which near-copies may differ; the nearest two of 600 flowers: 59
 NOHASH = "_nohash_"
 
 

@@ -7,7 +7,7 @@ to fetch the others beforehand::
 
     python models/inception_v3.py --list          only look
     python models/inception_v3.py notop           the weights that retraining starts from
-    python models/inception_v3.py                 all of them, 370 MB
+    python models/inception_v3.py                 all of them, 273 MB
 
 A file is looked for in ``inception_v3/`` in the folder named by the environment variable
 COURSE_DATA, then in ``models/inception_v3/``, then it is downloaded. What was published with a
@@ -26,6 +26,7 @@ import sys
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -326,6 +327,41 @@ def unpack(archive: Path, wanted: str) -> Path:
     return target
 
 
+def read_frozen(path: Path, needs: Sequence[str], flag: str = "--graph-def") -> Any:
+    """The graph in a frozen GraphDef, a ``tf.Graph``, as TensorFlow 1 read it.
+
+    Args:
+        path: the file.
+        needs: names of the operations that it must have.
+        flag: the flag that named the file, for what is said of a wrong one.
+
+    Raises:
+        SystemExit: the file is no such graph; the message says why.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    graph_def = tf.compat.v1.GraphDef()
+    try:
+        graph_def.ParseFromString(path.read_bytes())
+    except DecodeError:
+        raise SystemExit(f"{flag}: {path} is not a GraphDef: damaged, or another file") from None
+    except OSError as error:
+        raise SystemExit(f"{flag}: can't read {path}: {error.strerror}") from error
+    types = {node.name: node.op for node in graph_def.node}
+    if lacking := [name for name in needs if name not in types]:
+        raise SystemExit(f"{flag}: the graph in {path} has no {', '.join(lacking)}")
+    if {"Variable", "VariableV2", "VarHandleOp"} & set(types.values()):
+        raise SystemExit(f"{flag}: {path} is not frozen: it has variables, without their values")
+    graph = tf.Graph()
+    try:
+        with graph.as_default():
+            tf.compat.v1.import_graph_def(graph_def, name="")
+    except (ValueError, tf.errors.OpError) as error:
+        raise SystemExit(f"{flag}: TensorFlow can't import {path}: {error}") from error
+    return graph
+
+
 # %%
 # The network, as all scripts of the chapter use it
 # -------------------------------------------------
@@ -446,12 +482,14 @@ def backbone(weights: Weights, size: int = 299) -> Any:
         SystemExit: the file doesn't hold weights of this network.
     """
     import keras
+    import tensorflow as tf
 
     if weights.path is None:
         keras.utils.set_random_seed(weights.seed)
     build = keras.applications.InceptionV3
-    model = build(include_top=False, weights=None, pooling="avg", input_shape=(size, size, 3))
-    load_weights(model, weights)
+    with tf.init_scope():  # within a tf.function that is traced, loading would do nothing, silently
+        model = build(include_top=False, weights=None, pooling="avg", input_shape=(size, size, 3))
+        load_weights(model, weights)
     return model
 
 

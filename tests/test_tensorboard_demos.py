@@ -1,5 +1,6 @@
 """Chapter tensorboard_demos: each script end to end, and what it left for TensorBoard."""
 
+import hashlib
 import io
 import math
 import os
@@ -16,6 +17,7 @@ import models.inception_v3
 from models.inception_v3 import (
     ARCHIVE,
     ARCHIVE_URLS,
+    FILES,
     GRAPH_DEF,
     GRAPH_DEF_SHA256,
     GRAPH_DEF_URLS,
@@ -388,6 +390,12 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
+def publish(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Have Google's graph consist of ``content``."""
+    published = FILES[GRAPH_DEF]._replace(digest=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(FILES, GRAPH_DEF, published)
+
+
 def write_archive(path: Path, *members: tuple[str, bytes]) -> None:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in members:
@@ -418,6 +426,7 @@ def test_graph_def_is_looked_for_in_the_promised_order(cache, tmp_path, monkeypa
     told = capsys.readouterr().err
     assert all(url in told for url in ARCHIVE_URLS)
     assert str(cache) in told and "--graph-def" in told
+    publish(monkeypatch, b"from the archive")
     write_archive(cache / ARCHIVE, ("LICENSE", b"l"), (f"./{GRAPH_DEF}", b"from the archive"))
     assert find_graph_def().read_bytes() == b"from the archive"
     assert {path.name for path in cache.iterdir()} == {ARCHIVE, GRAPH_DEF}
@@ -425,8 +434,10 @@ def test_graph_def_is_looked_for_in_the_promised_order(cache, tmp_path, monkeypa
     data.mkdir(parents=True)
     monkeypatch.setenv("COURSE_DATA", str(data.parent))
     assert find_graph_def() == cache / GRAPH_DEF
+    assert capsys.readouterr().err == ""
     (data / GRAPH_DEF).write_bytes(b"from COURSE_DATA")
     assert find_graph_def() == data / GRAPH_DEF
+    assert "it is used, but is not the published file" in capsys.readouterr().err
     (tmp_path / "mine.pb").write_bytes(b"mine")
     assert find_graph_def(tmp_path / "mine.pb") == tmp_path / "mine.pb"
     with pytest.raises(SystemExit, match=r"--graph-def: there is no file .*none\.pb"):
@@ -442,6 +453,9 @@ def test_bad_archives_are_refused_and_leave_nothing(cache):
     archive.write_bytes(archive.read_bytes()[:50_000])
     with pytest.raises(SystemExit, match="can't be unpacked"):
         find_graph_def()
+    write_archive(archive, (GRAPH_DEF, b"not Google's"))
+    with pytest.raises(SystemExit, match=f"{GRAPH_DEF} in .* has the wrong SHA-256"):
+        find_graph_def()
     with tarfile.open(archive, "w:gz") as tar:  # a link out of the folder
         link = tarfile.TarInfo(GRAPH_DEF)
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -451,7 +465,8 @@ def test_bad_archives_are_refused_and_leave_nothing(cache):
     assert [path.name for path in cache.iterdir()] == [ARCHIVE]
 
 
-def test_archive_members_cannot_climb_out_of_the_folder(cache):
+def test_archive_members_cannot_climb_out_of_the_folder(cache, monkeypatch):
+    publish(monkeypatch, b"climber")
     write_archive(cache / ARCHIVE, (f"../../{GRAPH_DEF}", b"climber"))
     assert find_graph_def() == cache / GRAPH_DEF
     assert not (cache.parent.parent / GRAPH_DEF).exists()

@@ -22,7 +22,7 @@ Time: 10 seconds for a few images on two CPU cores.
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,7 @@ from rich.progress import track
 from rich.table import Table
 
 from data import captchas
+from data.images import find_images
 from models import captcha
 from utils.run import CourseParser, Run, make_parser, written_whole
 
@@ -44,8 +45,6 @@ ORANGE = "#d55e00"
 FEW = 8  # read when no image is named
 SHOWN, LISTED, BATCH = 12, 100, 256  # images in the figure, lines in the table, read at a time
 STRETCH = 1.25  # a change of the sides' ratio beyond this is worth a warning
-SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
-SUFFIXES |= {".pbm", ".pgm", ".pnm", ".ppm"}
 plt.rcParams["text.parse_math"] = False  # "$" may be a character of the alphabet
 
 
@@ -79,25 +78,9 @@ def flags() -> CourseParser:
 # A file that is named is read whatever it is called: its content says what format it has. In a
 # folder only files with the suffix of an image are taken, sorted, and hidden ones are passed
 # over, so a ``captchas.json`` or a system's ``.DS_Store`` among them does no harm. A name that
-# doesn't exist stays in the list: it becomes an answer with an error, like a broken image.
-
-
-def find_images(paths: Sequence[str]) -> Iterator[Path]:
-    """The files that are named, and the image files in the folders that are named. A folder
-    without any is given as it is, for its error."""
-    for path in map(Path, paths):
-        inside = path.rglob("*") if path.is_dir() else ()
-        images = sorted(
-            file
-            for file in inside
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
-        yield from images or [path]
-
-
-# %%
+# doesn't exist stays in the list: it becomes an answer with an error, like a broken image. All
+# scripts that read images do so, by ``find_images`` in ``data/images.py``.
+#
 # One size for all
 # ----------------
 # The network takes pixels of one size, uint8 [60, 160, 3], and scales them itself.

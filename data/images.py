@@ -7,6 +7,7 @@ So every file goes through ``encoded`` before a network sees it, in training, te
 
 import io
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from PIL import Image, ImageOps
 
 MOST_PIXELS = 89_000_000  # 267 MB unpacked; beyond this Pillow warns of a trap
 PNG = b"\x89PNG\r\n\x1a\n"
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+SUFFIXES |= {".pbm", ".pgm", ".pnm", ".ppm"}
 CJK_FONTS = (  # what systems have for Chinese, from Windows, macOS and Linux
     "Microsoft YaHei",
     "SimHei",
@@ -99,6 +102,21 @@ def is_plain(content: bytes) -> bool:
             eight_bits = content.startswith(PNG) and content[24] == 8
             return eight_bits and image.mode in ("RGB", "L") and "transparency" not in image.info
     return False
+
+
+def find_images(paths: Sequence[str | Path]) -> Iterator[Path]:
+    """The files that are named, and the image files in the folders that are named, sorted and
+    without hidden ones. A folder that has none, or that doesn't exist, is given as it is."""
+    for path in map(Path, paths):
+        inside = path.rglob("*") if path.is_dir() else ()
+        images = sorted(
+            file
+            for file in inside
+            if file.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and file.is_file()
+        )
+        yield from images or [path]
 
 
 def label_fonts() -> None:

@@ -43,7 +43,7 @@ from rich.progress import track
 from rich.table import Table
 
 from data.download import DownloadError, fetch
-from data.images import encoded, load_image
+from data.images import SUFFIXES, encoded, load_image
 from utils.run import positive_int, write_json, written_whole
 
 CACHE = Path(__file__).resolve().parent
@@ -226,7 +226,7 @@ def _list_files(folder: Path) -> tuple[list[Fault], dict[str, list[Path]]]:
         if hidden:
             faults.append(Fault(entry, "hidden, or a system's own file"))
         elif not entry.is_dir():
-            if entry.suffix.lower() in Image.registered_extensions():
+            if entry.suffix.lower() in SUFFIXES:
                 faults.append(Fault(entry, "in no class's folder"))
         else:
             named[entry.name] = []

@@ -24,7 +24,7 @@ Time: MEASURE.
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from data.images import encoded, label_fonts, load_image
+from data.images import encoded, find_images, label_fonts, load_image
 from data.photos import example_photos
 from models import inception_v3
 from utils.run import CourseParser, Run, make_parser, positive_int, readable, written_whole
@@ -52,7 +52,6 @@ ROWS, PAGES = 4, 6  # images in a figure, and figures
 THUMBNAIL = 480  # pixels
 SIZE = 299  # pixels, width and height of what the network sees
 ID_DESC = inception_v3.CACHE / "id_desc.json"
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 
 
 def flags() -> CourseParser:
@@ -99,21 +98,6 @@ class Picture(NamedTuple):
     content: bytes
     square: np.ndarray
     thumbnail: np.ndarray
-
-
-def find_images(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """The files that are named, and the image files in the folders that are named, sorted and
-    without hidden ones. A folder that has none, or that doesn't exist, is given as it is."""
-    for path in map(Path, paths):
-        inside = path.rglob("*") if path.is_dir() else ()
-        images = sorted(
-            file
-            for file in inside
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
-        yield from images or [path]
 
 
 def read_picture(path: Path) -> Picture:

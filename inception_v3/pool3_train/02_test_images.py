@@ -26,7 +26,7 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
-from data.images import encoded, label_fonts, load_image
+from data.images import encoded, find_images, label_fonts, load_image
 from data.photos import PhotosError, find_photos, scan, split
 from models import inception_v3
 from utils.run import CourseParser, Run, make_parser, readable, sha256, written_whole
@@ -55,7 +55,6 @@ RETRAIN = "python inception_v3/pool3_train/01_retrain.py"
 LISTED = 40  # images in the table on the screen
 SHOWN, COLUMNS = 24, 4  # images in a figure
 THUMBNAIL = 320  # pixels
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 
 
 def flags() -> CourseParser:
@@ -152,21 +151,6 @@ class Picture(NamedTuple):
     path: Path
     content: bytes
     pixels: np.ndarray
-
-
-def find_images(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """The files that are named, and the image files in the folders that are named, sorted and
-    without hidden ones. A folder that has none, or that doesn't exist, is given as it is."""
-    for path in map(Path, paths):
-        inside = path.rglob("*") if path.is_dir() else ()
-        images = sorted(
-            file
-            for file in inside
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
-        yield from images or [path]
 
 
 def read_picture(path: Path) -> Picture:

@@ -25,6 +25,7 @@ import os
 import sys
 import tarfile
 import tempfile
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -499,7 +500,9 @@ def load_weights(model: Any, weights: Weights) -> None:
     if weights.path is None:
         return
     try:
-        model.load_weights(weights.path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras's, of each layer, before it refuses the file
+            model.load_weights(weights.path)
     except Exception as error:  # h5py and Keras raise many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SystemExit(

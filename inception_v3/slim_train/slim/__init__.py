@@ -1,0 +1,1 @@
+"""What training, test and use of the image classifier share."""

@@ -74,7 +74,7 @@ def _opened(source: Path | bytes, most_pixels: int) -> Image.Image:
 
 
 def encoded(source: Path | bytes) -> bytes:
-    """A JPEG or PNG file from which ``tf.io.decode_image(…, channels=3)`` gives the picture as a
+    """A JPEG or PNG file from which ``tf.io.decode_jpeg(…, channels=3)`` gives the picture as a
     person sees it: the file itself where it does, else ``load_image``'s pixels as a PNG.
 
     Raises what ``load_image`` raises. A file that passes as it is, is not decoded here.

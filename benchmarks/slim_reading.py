@@ -211,7 +211,7 @@ def main() -> None:
     add("--image-dir", type=Path, help="photos (default: flower_photos)")
     add("--photos", type=positive_int, default=2400, help="to write (default: 2400)")
     add("--resize-shorter", type=positive_int, default=256, help="pixels (default: 256)")
-    add("--image-size", type=positive_int, default=139, help="of the network (default: 139)")
+    add("--image-size", type=positive_int, default=224, help="of the network (default: 224)")
     add("--batch-size", type=positive_int, default=32, help="photos in a step (default: 32)")
     add("--colour", default="full", help="full, fast or none (default: full)")
     add("--rounds", type=positive_int, default=5, help="turns of each (default: 5)")

@@ -1119,7 +1119,7 @@ def test_train_sh_and_train_bat_call_the_scripts_with_flags_they_have(script, tm
     assert parsed[0].image_dir == tmp_path / "my photos"
     assert parsed[0].out == parsed[1].records == parsed[2].records
     assert parsed[1].model == parsed[2].model
-    assert (parsed[1].epochs, parsed[1].image_size, parsed[2].split) == (2, 139, "test")
+    assert (parsed[1].epochs, parsed[1].image_size, parsed[2].split) == (2, 224, "test")
     files = [(ROOT / FOLDER / f"train.{end}").read_bytes().decode() for end in ("sh", "bat")]
     flags = [re.findall(r"^ {4}(--\S+ \S+)", text, re.MULTILINE) for text in files]
     assert len(flags[0]) == 16

@@ -8,7 +8,7 @@ a training that can be killed at any moment and runs on several machines.
 
 Run, after ``01_images_to_tfrecords.py``::
 
-    python inception_v3/slim_train/02_train_image_classifier.py --image-size 139
+    python inception_v3/slim_train/02_train_image_classifier.py
     python inception_v3/slim_train/02_train_image_classifier.py --weights none --epochs 100
 
 You should see: after each epoch the share of validation photos that are classified right. MEASURE
@@ -118,7 +118,7 @@ def flags() -> CourseParser:
         "--image-size",
         "--train-image-size",
         type=positive_int,
-        default=299,
+        default=224,
         quick=75,
         help=f"side of the square that the network sees, from {network.SMALLEST}",
     )

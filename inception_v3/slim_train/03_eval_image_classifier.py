@@ -224,10 +224,14 @@ def show_photos(
     numbers: Sequence[int], scores: Scores, classes: Sequence[str], title: str
 ) -> plt.Figure:
     """Photos, each with its answer, the answer's probability, and the truth if that differs."""
-    columns = 6
+    columns = min(6, max(2, len(numbers)))
     rows = -(-len(numbers) // columns)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(13, 2.6 * rows + 0.4), layout="constrained", squeeze=False
+        rows,
+        columns,
+        figsize=(2.2 * columns, 2.6 * rows + 0.4),
+        layout="constrained",
+        squeeze=False,
     )
     for axes in grid.flat:
         axes.axis("off")

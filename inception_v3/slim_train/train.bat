@@ -32,7 +32,7 @@ if errorlevel 1 exit /b 1
 
 rem 2. Train: first the new heads alone, then everything.
 rem    --weights        imagenet: Keras's; a file of yours; or none, from scratch
-rem    --image-size     pixels: 139 costs a quarter of 299
+rem    --image-size     pixels: 224 costs half of 299, 139 a quarter
 rem    --epochs         times that each photo is seen
 rem    --head-epochs    of these, how many train the heads alone
 rem    --batch-size     photos in a step; fewer if the memory is short
@@ -42,7 +42,7 @@ rem    --crop-area      least share of a photo that a crop keeps: smaller distor
     --records "%RECORDS%" ^
     --model "%MODEL%" ^
     --weights imagenet ^
-    --image-size 139 ^
+    --image-size 224 ^
     --epochs 15 ^
     --head-epochs 3 ^
     --batch-size 32 ^

@@ -37,7 +37,7 @@ MODEL=models/slim/my_model      # the classifier: model.keras, labels.txt, model
 
 # 2. Train: first the new heads alone, then everything.
 #    --weights        imagenet: Keras's; a file of yours; or none, from scratch
-#    --image-size     pixels: 139 costs a quarter of 299
+#    --image-size     pixels: 224 costs half of 299, 139 a quarter
 #    --epochs         times that each photo is seen
 #    --head-epochs    of these, how many train the heads alone
 #    --batch-size     photos in a step; fewer if the memory is short
@@ -47,7 +47,7 @@ MODEL=models/slim/my_model      # the classifier: model.keras, labels.txt, model
     --records "$RECORDS" \
     --model "$MODEL" \
     --weights imagenet \
-    --image-size 139 \
+    --image-size 224 \
     --epochs 15 \
     --head-epochs 3 \
     --batch-size 32 \

@@ -13,13 +13,14 @@ Run, with a folder that holds a folder of photos for each class::
 
 You should see: the photos looked over and split, features computed with images per second, then
 the training in seconds. At the end the test accuracy with its range, a table by class, and the
-figures ``curves.png``, ``confusion.png`` and ``mistakes.png``. With flower_photos and Keras's
-weights: MEASURE. In ``models/pool3``: ``output_graph.pb``, ``output_labels.txt``,
-``output_model.keras``, ready for ``02_test_images.py``.
+figures ``curves.png``, ``confusion.png`` and ``mistakes.png``. 600 flower photos, of which 52 are
+for the test, gave 92.3 % (81.8 to 97.0), with weights of which a tenth was missing. In
+``models/pool3``: ``output_graph.pb``, ``output_labels.txt``, ``output_model.keras``, ready for
+``02_test_images.py``.
 
-Time: 0.1 s a photo on two CPU cores (MEASURE for 3,670), and MEASURE for the training. A second
-run finds the features and is ready to train within MEASURE. Stopped or killed, the same command
-goes on.
+Time: 0.07 s a photo on two CPU cores (five minutes for 3,670), 10 seconds for the training, and 20
+to load TensorFlow and write and check the files. A second run finds the features. Stopped or
+killed, the same command goes on.
 """
 
 import argparse

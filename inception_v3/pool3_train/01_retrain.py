@@ -269,11 +269,11 @@ def gradient_by_hand(
 # with two trainings each (``benchmarks/pool3_head.py --splits 5 --seeds 2``):
 #
 # ======================================================================  ========
-# ``--head hidden``, the default                                          MEASURE
-# ``--head linear``                                                       MEASURE
-# Google's way: ``--head linear --optimizer sgd --schedule constant``     MEASURE
+# ``--head hidden``, the default                                          92.0 %
+# ``--head linear``                                                       91.5 %
+# Google's way: ``--head linear --optimizer sgd --schedule constant``     91.1 %
 # ``--weight_decay 0 --how_many_training_steps 4000``
-# scikit-learn's ridge classifier                                         MEASURE
+# scikit-learn's ridge classifier, alpha chosen on validation             92.0 %
 # ======================================================================  ========
 
 

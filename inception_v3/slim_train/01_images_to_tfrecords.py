@@ -108,7 +108,7 @@ def flags() -> CourseParser:
 # its size, and to stop at a broken one. Here a process decodes the very bytes that go into the
 # record, since what was whole when the folder was looked over may be on a failing disk now.
 # With ``--resize-shorter 320`` it makes them smaller too. That is for trainings on large
-# photos: one of 12 megapixels takes some 100 ms to decode, each time it is seen.
+# photos: one of 12 megapixels takes some 70 ms to decode, each time it is seen.
 #
 # The code is in ``slim/convert.py``, a module that each process imports. A class of this script
 # would be sent to them as code with every photo, which takes the main process three times as

@@ -167,11 +167,14 @@ def write_projector(
     with written_whole(folder / "metadata.tsv") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     checkpoint = tf.train.Checkpoint(embedding=tf.Variable(features[chosen]))
+    manager = tf.train.CheckpointManager(checkpoint, folder, 1, checkpoint_name="embedding")
     try:
-        path = checkpoint.write(str(folder / "embedding.ckpt"))
+        manager.save()
     except tf.errors.OpError as error:
         raise OSError(f"can't write {folder}: {error.message}") from error
-    config = projector.ProjectorConfig(model_checkpoint_path=Path(path).name)
+    # Without a path in it the tab takes the latest checkpoint of the run, wherever the run lies; a
+    # path would be looked for in the folder that TensorBoard was started in.
+    config = projector.ProjectorConfig()
     embedding = config.embeddings.add(tensor_name=EMBEDDING, metadata_path="metadata.tsv")
     embedding.sprite.image_path = "thumbnails.png"
     embedding.sprite.single_image_dim.extend([side, side])

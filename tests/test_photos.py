@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_program
 from PIL import Image
 
 import data.photos
@@ -34,7 +35,6 @@ from data.photos import (
     split,
 )
 from models.inception_v3 import decode
-from tests.helpers import run_program
 
 
 def file_of(image: Image.Image, kind: str, **options: object) -> bytes:

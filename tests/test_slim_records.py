@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import ROOT, load_script
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
 from data import photos
@@ -153,6 +154,8 @@ def test_classes_are_mixed_in_the_order_of_a_seed(script, written, folder):
 
 
 def test_two_processes_write_the_same_bytes(script, written, folder, tmp_path):
+    # Processes that an earlier test started would not find the chapter's modules.
+    get_reusable_executor().shutdown(wait=True)
     call(script, folder, tmp_path / "run", tmp_path / "out", "--workers", 2)
     for file in (*written[0].glob("*.tfrecord"), written[0] / "labels.txt"):
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()

@@ -275,6 +275,9 @@ def gradient_by_hand(
 # ``--weight_decay 0 --how_many_training_steps 4000``
 # scikit-learn's ridge classifier, alpha chosen on validation             92.0 %
 # ======================================================================  ========
+#
+# The default was chosen with these figures in view. On ten other splits it gives 91.5 %, the linear
+# head 91.1 %, Google's way 91.1 %, ridge 91.2 %, each give or take 0.4.
 
 
 def build_head(kind: str, classes: int, seed: int) -> keras.Sequential:

@@ -255,9 +255,7 @@ def test_evaluation_sees_the_central_part(preprocessing, photo):
         margin = (whole - size) // 2
         middle = resized(photo, whole)[margin : margin + size, margin : margin + size]
         np.testing.assert_allclose(view, middle / 127.5 - 1, atol=4e-3)
-        x = tf.constant(photo[np.newaxis])
-        for layer in preprocessing.evaluation_layers(size):
-            x = layer(x)
+        x = preprocessing.evaluation_view(tf.constant(photo[np.newaxis]), size)
         np.testing.assert_allclose(x[0], view, atol=1e-5, err_msg="the saved model's")
     ramp = np.tile(np.linspace(0, 255, 800)[:, np.newaxis, np.newaxis], (1, 400, 3))
     view = (preprocessing.evaluation_image(ramp.astype(np.uint8), 299).numpy() + 1) / 2
@@ -266,6 +264,21 @@ def test_evaluation_sees_the_central_part(preprocessing, photo):
     slims = tf.image.central_crop(tf.constant(ramp), 0.875)
     slims = tf.image.resize(slims, [299, 299], antialias=True).numpy() / 255
     assert np.abs(slims - view).max() < 0.01, "slim's order of the two"
+
+
+def test_a_plain_call_of_the_saved_model_is_no_training(script, photo, tmp_path):
+    start = Weights(None, "none", False, "none")
+    net = script.network.build(start, 3, 75, dropout=0.9)
+    net.inference.get_layer("logits").kernel.assign(np.linspace(-0.05, 0.05, 12).reshape(4, 3))
+    made = script.classifier.make_model(net.inference, 75)
+    made.save(tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    pixels = photo[np.newaxis]
+    wanted = made(pixels, training=False).numpy()
+    assert np.ptp(wanted) > 0.01
+    for _ in range(3):
+        np.testing.assert_allclose(model(pixels), wanted, atol=1e-6)
+    assert np.abs(made(pixels, training=True) - wanted).max() > 1e-4, "there is dropout in it"
 
 
 def test_a_photo_is_distorted_by_its_number_in_the_training(preprocessing, photo):

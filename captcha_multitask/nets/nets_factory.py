@@ -63,7 +63,9 @@ def build(
         axis=(1, 2, 3), center=False, scale=False, epsilon=1e-5, name="standardize"
     )(x)
     if input_size != (height, width):
-        x = layers.Resizing(*input_size, name="resize")(x)
+        # Not layers.Resizing: its ``training`` is True by default, and all layers behind it would
+        # take a plain call of the saved model for training.
+        x = keras.ops.image.resize(x, input_size, "bilinear")
     heads = net.heads(x, positions, classes, **options)  # each [n, classes]
     logits = keras.ops.stack(heads, axis=1)  # [n, positions, classes]
     return keras.Model(images, logits, name=name)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from models.inception_v3 import CACHE
 from utils.run import quoted, sha256, write_json, written_whole
 
-from .preprocessing import evaluation_layers
+from .preprocessing import evaluation_view
 
 FOLDER = CACHE.parent / "slim"  # in models/
 MODEL, LABELS, INFO = "model.keras", "labels.txt", "model.json"
@@ -53,10 +53,8 @@ class Classifier:
 def make_model(inference: keras.Model, size: int) -> keras.Model:
     """The network with its preprocessing before and a softmax behind it; it shares the weights."""
     pixels = keras.Input((None, None, 3), dtype="uint8", name="pixels")
-    x = pixels
-    for layer in evaluation_layers(size):
-        x = layer(x)
-    probabilities = keras.layers.Softmax(name="probabilities")(inference(x))
+    logits = inference(evaluation_view(pixels, size))
+    probabilities = keras.layers.Softmax(name="probabilities")(logits)
     return keras.Model(pixels, probabilities, name="classifier")
 
 

@@ -132,7 +132,7 @@ def training_images(
 # -----------------
 # slim cut out the central 87.5 % and resized that. The other way round gives the same picture, to
 # within a pixel at its border: resize all of it, to 342 for 299, and cut out the middle. So it
-# can be done by Keras's own layers, on images of any size, inside the saved model.
+# can be done by Keras's own operations, on images of any size, inside the saved model.
 
 
 def enlarged(size: int) -> int:
@@ -155,11 +155,13 @@ def evaluation_images(files: tf.Tensor, size: int) -> tf.Tensor:
     return tf.map_fn(view, files, fn_output_signature=image)
 
 
-def evaluation_layers(size: int) -> list[keras.layers.Layer]:
-    """The same as layers, for the saved model. Scaled first: given bytes, Keras's ``Resizing``
-    rounds to bytes again."""
-    return [
-        keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale"),
-        keras.layers.Resizing(enlarged(size), enlarged(size), antialias=True, name="resize"),
-        keras.layers.CenterCrop(size, size, name="central"),
-    ]
+def evaluation_view(pixels: Any, size: int) -> Any:
+    """``evaluation_image`` for the saved model, of a Keras input [b, h, w, 3].
+
+    Not ``keras.layers.Resizing``: it belongs to the layers that augment, so ``training`` is True by
+    default, and a network behind it would take ``model(x)`` for training, with dropout at work.
+    """
+    side, margin = enlarged(size), (enlarged(size) - size) // 2
+    images = keras.ops.cast(pixels, "float32") / 127.5 - 1.0
+    images = keras.ops.image.resize(images, (side, side), "bilinear", antialias=True)
+    return images[:, margin : margin + size, margin : margin + size]

@@ -429,7 +429,7 @@ def main() -> None:
     started = time.perf_counter()
     pictures, faults = look_over(paths, alphabet, length, args.workers)
     names = {f.path.relative_to(folder).as_posix(): [f.kind, f.detail] for f in faults}
-    write_json(run.folder / "rejected.json", names)
+    write_json(run.path("rejected.json"), names)
     if faults:
         print_faults(faults, folder)
         print(f"All of them: {readable(run.folder / 'rejected.json')}")

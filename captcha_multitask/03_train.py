@@ -41,7 +41,6 @@ from models.captcha import FOLDER as MODEL_FOLDER
 from models.captcha import load_recogniser, save_recogniser
 from utils.run import (
     CourseParser,
-    Run,
     make_parser,
     positive_float,
     positive_int,
@@ -49,9 +48,9 @@ from utils.run import (
     share,
     write_json,
 )
-from utils.summary import figure_to_image, write_graph
+from utils.summary import write_graph
 from utils.tfrecord import DatasetError, load_split, read_info
-from utils.training import STRATEGIES, Place, exact_checkpoints, interruption
+from utils.training import STRATEGIES, Place, ResumableRun, exact_checkpoints, interruption
 
 RECORDS = "python captcha_multitask/02_images_to_tfrecords.py"
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
@@ -435,7 +434,7 @@ HISTORY = "history.json"
 class Report:
     """Writes for TensorBoard; does nothing in workers that are not the chief."""
 
-    def __init__(self, run: Run, chief: bool) -> None:
+    def __init__(self, run: ResumableRun, chief: bool) -> None:
         names = ("train", "validation") if chief else ()
         self._writers = {n: tf.summary.create_file_writer(run.log_dir(n)) for n in names}
 
@@ -453,8 +452,10 @@ class Report:
 
     def figure(self, name: str, step: int, figure: plt.Figure) -> None:
         if "validation" in self._writers:
+            figure.canvas.draw()
+            pixels = np.asarray(figure.canvas.buffer_rgba())[np.newaxis]  # [1, height, width, 4]
             with self._writers["validation"].as_default(step=step):
-                tf.summary.image(name, figure_to_image(figure))
+                tf.summary.image(name, pixels)
         plt.close(figure)
 
 
@@ -519,7 +520,7 @@ class Training:
         history: what ``validate`` found, a row each time.
     """
 
-    def __init__(self, run: Run, data: Captcha, place: Place) -> None:
+    def __init__(self, run: ResumableRun, data: Captcha, place: Place) -> None:
         args, net = run.args, nets_factory.NETS[run.args.net]
         self.run, self.data, self.args, self.chief = run, data, args, place.worker == 0
         batch_size = args.batch_size or net.batch_size  # of each worker
@@ -559,8 +560,8 @@ class Training:
         folder = run.backup / f"worker_{place.worker}"
         self.backup = exact_checkpoints(folder, self.network, self.optimizer, **state)
         if run.resuming and self.backup.restore_or_initialize():
-            if (run.folder / HISTORY).exists():
-                rows = json.loads((run.folder / HISTORY).read_text(encoding="utf-8"))
+            if run.path(HISTORY).exists():
+                rows = json.loads(run.path(HISTORY).read_text(encoding="utf-8"))
                 self.history = [row for row in rows if row["step"] <= int(self.done)]
             print(f"Going on after step {int(self.done):,} of {self.steps:,}")
         self.feed.start(int(self.done))
@@ -643,7 +644,7 @@ class Training:
             if self.chief:
                 self.save(facts | {"validation": scores})
         if self.chief:
-            write_json(self.run.folder / HISTORY, self.history)
+            write_json(self.run.path(HISTORY), self.history)
         positions = ", ".join(
             f"{scores[f'position_{k + 1}_accuracy']:.2%}" for k in range(data.length)
         )
@@ -664,7 +665,7 @@ class Training:
             "online": self.args.online,
         }
         recogniser = keras.Model(self.network.input, keras.layers.Softmax()(self.network.output))
-        save_recogniser(self.run.folder / "model", recogniser, about | facts)
+        save_recogniser(self.run.path("model"), recogniser, about | facts)
 
 
 # %%
@@ -683,7 +684,7 @@ def logarithms(model: keras.Model, images: tf.Tensor) -> tf.Tensor:
 
 def main() -> None:
     parser = flags()
-    run = Run(parser, __file__)
+    run = ResumableRun(parser, __file__)
     args = run.args
     if args.start != "he" and args.net != "alexnet_v2":
         parser.error(f"--start {args.start} is for alexnet_v2: {args.net} has one start only")
@@ -704,7 +705,7 @@ def main() -> None:
         training.run_steps()
         scores = max(training.history, key=lambda row: row["whole_captcha_accuracy"])
         if training.chief:
-            trained = load_recogniser(run.folder / "model")
+            trained = load_recogniser(run.path("model"))
             scores = evaluate(lambda images: logarithms(trained.model, images), training.validation)
             save_recogniser(args.model, trained.model, trained.about)
     except OSError as error:

@@ -449,7 +449,7 @@ def main() -> None:
 
     scores = score(recogniser, dataset)
     right = scores.right
-    write_predictions(run.folder / "predictions.csv", scores, alphabet)
+    write_predictions(run.path("predictions.csv"), scores, alphabet)
     print_accuracies(scores)
     for truth, read, count in commonest_mistakes(scores, alphabet):
         print(f"{truth} was read as {read}: {count:,} times")

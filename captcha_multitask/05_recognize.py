@@ -257,7 +257,7 @@ def recognise(run: Run, paths: Sequence[str]) -> list[dict[str, Any]]:
         raise SystemExit(f"{error}{quick}") from None
     messages = Console(stderr=True)
     answers, images = read_all(recogniser, list(find_images(paths)), messages)
-    with written_whole(run.folder / "readings.json") as temporary:
+    with written_whole(run.path("readings.json")) as temporary:
         temporary.write_text(as_json(answers), encoding="utf-8")
     metrics = report(answers, messages if run.args.json else Console())
     if images:

@@ -17,6 +17,7 @@ Source: Y. LeCun, C. Cortes, C. Burges, *The MNIST database of handwritten digit
 """
 
 import argparse
+import dataclasses
 import gzip
 import os
 import struct
@@ -24,6 +25,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,9 +67,42 @@ class Mnist:
     source: str
     stand_in: bool = False
 
-    def describe(self) -> dict[str, str | bool]:
+    def describe(self) -> dict[str, str | bool | int]:
         """What ``result.json`` says of the data."""
-        return {"source": self.source, "stand_in": self.stand_in}
+        images = len(self.test_images)
+        return {"source": self.source, "stand_in": self.stand_in, "test_images": images}
+
+    def first(self, train: int, validation: int) -> "Mnist":
+        """The same with only the first so many training and validation images, for a first look.
+        The test set stays whole."""
+        return dataclasses.replace(
+            self,
+            train_images=self.train_images[:train],
+            train_labels=self.train_labels[:train],
+            validation_images=self.validation_images[:validation],
+            validation_labels=self.validation_labels[:validation],
+        )
+
+
+def batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None
+) -> Any:
+    """A ``tf.data.Dataset`` of batches (images [b, …], labels [b]), the last one smaller.
+
+    Args:
+        images: any array [n, …].
+        labels: [n].
+        batch_size: b.
+        seed: shuffle over all n images, anew in each epoch; None keeps the order.
+    """
+    import tensorflow as tf  # slow, and not needed to look at the files
+
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+    if seed is not None:
+        dataset = dataset.shuffle(len(images), seed=seed, reshuffle_each_iteration=True)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # on a CPU it may wait for seconds at the end of an epoch
+    return dataset.batch(batch_size).prefetch(2).with_options(options)
 
 
 def existing_dir(text: str) -> Path:

@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -15,10 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_NOTEBOOK = "ipykernel" in sys.modules  # Jupyter, or an editor that runs the cells
+SKIPPED = 77  # the exit status of a script that can show nothing true on this machine
+LIST = "course_run.json"  # in a run folder: the files that the run left there
 
 
 def _argument(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
@@ -76,7 +79,7 @@ def make_parser(doc: str) -> CourseParser:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary name, of the same suffix, that is renamed to ``path`` if the block
-    succeeds: a half-written file never bears the final name."""
+    succeeds: a half-written file never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -124,12 +127,15 @@ def format_metric(name: str, value: float) -> str:
 
 
 class Run:
-    """One run of a script: ``args``, and ``folder`` for event files, figures, ``result.json``.
-    In ``backup`` a training keeps what it needs to go on; it is gone when the run is finished.
-    ``resuming`` is True if an unfinished run with the same settings left one."""
+    """One run of a script: its flags (``args``), its ``folder``, its figures, its result.
+
+    A folder named by ``--run-dir`` may hold other things. What an earlier run of the course left
+    there and listed in ``course_run.json`` is removed at the start. Nothing else is touched: a
+    file whose name is taken gets another name.
+    """
 
     def __init__(self, parser: CourseParser, script: str | Path) -> None:
-        with suppress(AttributeError):  # a console that can't show a sign is to show "?"
+        with suppress(AttributeError):  # a console that can't show a sign prints "?"
             sys.stdout.reconfigure(errors="replace")
         self.args = parser.parse_args()
         self.started = time.perf_counter()
@@ -138,81 +144,106 @@ class Run:
         self.arguments = {k: str(v) if isinstance(v, Path) else v for k, v in args}
         path = Path(script).resolve()
         self.script = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+        self.runs = ROOT / "runs" / Path(self.script).with_suffix("")
         self.figures: list[Path] = []
         self._figure_writer: Any = None
         if "matplotlib" in sys.modules and not self.args.show and not IN_NOTEBOOK:
             sys.modules["matplotlib"].use("Agg")  # draws into files, needs no screen
         label = f"{datetime.now():%Y%m%d-%H%M%S-%f}{'-quick' if self.args.quick else ''}"
-        runs, apart = (
-            ROOT / "runs" / Path(self.script).with_suffix(""),
-            ("run_dir", "show", "resume"),
-        )
-        settings = {name: v for name, v in self.arguments.items() if name not in apart}
-        settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
-        folders = [self.args.run_dir.expanduser()] if self.args.run_dir else [runs / label]
-        if getattr(self.args, "resume", False):  # a flag that only trainings have
-            folders = folders if self.args.run_dir else sorted(runs.glob("*/"), reverse=True)
-            folders = [folder for folder in folders if self._is_stopped(folder, settings)]
-            if not folders:
-                where = readable(self.args.run_dir or runs)
-                parser.error(f"--resume: no run with these settings was stopped in {where}")
-        self.folder = folders[0].resolve()
-        self.backup = self.folder / "backup"
+        self.folder = (self.args.run_dir or self.runs / label).expanduser().resolve()
+        self._own: dict[str, Path] = {}  # by the name asked for
+        # An event file's name has in it when, where and by which process it was made.
+        self._events = [[f"{socket.gethostname()}.{os.getpid()}", int(time.time())]]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "result.json").unlink(missing_ok=True)
-            self.resuming = self._is_stopped(self.folder, settings)
-            if not self.resuming:
-                shutil.rmtree(self.backup, ignore_errors=True)  # of a run with other settings
-                write_json(self.folder / "unfinished.json", settings)
+            self._begin(parser)
         except OSError as error:
             parser.error(f"can't use the run folder {error.filename}: {error.strerror}")
-        sys.excepthook = self._excepthook
+        sys.excepthook = self._say_stopped
 
-    @staticmethod
-    def _is_stopped(folder: Path, settings: Mapping[str, Any]) -> bool:
-        with suppress(OSError, ValueError):
-            found = json.loads((folder / "unfinished.json").read_text("utf-8"))
-            return (folder / "backup").exists() and found == settings
-        return False
+    stopped = "Stopped."  # what is printed after Ctrl-C
 
-    def _excepthook(self, kind: type, error: BaseException, trace: Any) -> None:
+    def _say_stopped(self, kind: type, error: BaseException, trace: Any) -> None:
         if issubclass(kind, KeyboardInterrupt):
-            print(f"\nStopped. To go on: the same command with --run-dir {quoted(self.folder)}")
+            print(f"\n{self.stopped}")
         else:
             sys.__excepthook__(kind, error, trace)
 
+    def _begin(self, parser: CourseParser, keep: bool = False) -> None:
+        """Remove what an earlier run listed as its own, or ``keep`` it; begin this run's list."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            left = json.loads((self.folder / LIST).read_text(encoding="utf-8"))
+            events = [
+                path
+                for process, since in left["events"]
+                for path in self.folder.rglob(f"events.out.tfevents.*.{process}.*")
+                if int(path.name.split(".")[3]) >= since
+            ]
+            own = {name: self.folder / name for name in [*left["files"], LIST]}
+            if keep:
+                self._own, self._events = own, [*left["events"], *self._events]
+                return
+            for path in sorted([*events, *own.values()], reverse=True):  # a folder comes last
+                inside = path.relative_to(self.folder)
+                if ".." not in inside.parts and not path.is_dir():
+                    path.unlink(missing_ok=True)
+                for folder in (inside, *inside.parents[:-1]):
+                    with suppress(OSError):  # it holds other things
+                        (self.folder / folder).rmdir()
+        self.path(LIST)
+
+    def path(self, name: str) -> Path:
+        """Where to write the file or folder ``name`` in the run's folder; it is listed as this
+        run's own. If something else has that name, ``<name>-1`` and so on takes its place."""
+        if name not in self._own:
+            wanted = path = self.folder / name
+            number = 0
+            while path.exists():
+                number += 1
+                path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+            self._own[name] = path
+            self._list()
+        return self._own[name]
+
+    def _list(self) -> None:
+        """Write the list; it has the folders that the run made, and the files in them by now."""
+        paths = {path for own in self._own.values() for path in (own, *own.rglob("*"))}
+        files = [path.relative_to(self.folder).as_posix() for path in paths - {self._own[LIST]}]
+        own = {"script": self.script, "events": self._events, "files": sorted(files)}
+        write_json(self._own[LIST], own)
+
     def log_dir(self, name: str = "") -> str:
-        """The folder for the TensorBoard run ``name``. Event files of an earlier run go, since
-        TensorBoard would draw them into the same curves; those of an interrupted one stay."""
+        """The folder for the TensorBoard run ``name``."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        for old in () if self.resuming else folder.glob("events.out.tfevents.*"):
-            old.unlink()
         return str(folder)
 
     def save_figure(self, figure: Any, name: str) -> Path:
         """Save a figure as ``<name>.png`` and for TensorBoard's Images tab; print its path."""
         import tensorflow as tf
 
-        from utils.summary import figure_to_image
-
-        path = self.folder / f"{name}.png"
+        path = self.path(f"{name}.png")
         with written_whole(path) as temporary:
             figure.savefig(temporary, dpi=120)
         if self._figure_writer is None:
             self._figure_writer = tf.summary.create_file_writer(self.log_dir("figures"))
         with self._figure_writer.as_default():
-            tf.summary.image(name, figure_to_image(figure), step=0)
+            tf.summary.image(name, tf.io.decode_png(path.read_bytes())[tf.newaxis], step=0)
             tf.summary.flush()
         self.figures.append(path)
         print(f"Figure: {readable(path)}")
         return path
 
+    def skip(self, reason: str) -> NoReturn:
+        """End a script that can show nothing true here; ``reason`` says what is missing and how
+        to get it. ``course.py run`` reports it as skipped."""
+        print(f"Skipped: {reason}")
+        sys.exit(SKIPPED)
+
     def finish(
         self, metrics: Mapping[str, float], data: Mapping[str, Any] | None = None, **more: Any
     ) -> None:
-        """Write ``result.json``, print the result and the TensorBoard command, show figures.
+        """Write ``result.json``, print the first four metrics and the TensorBoard command.
         Accuracies are fractions; ``data`` is ``{"source": str, "stand_in": bool}``, None for a
         script that makes its own. A training adds ``train_seconds`` and ``parameters``."""
         versions = {p: importlib.metadata.version(p) for p in ("tensorflow", "keras", "numpy")}
@@ -229,12 +260,11 @@ class Run:
             "versions": {"python": platform.python_version(), **versions},
             **more,
         }
-        write_json(self.folder / "result.json", result)
-        (self.folder / "unfinished.json").unlink(missing_ok=True)
-        shutil.rmtree(self.backup, ignore_errors=True)
-        shown = ", ".join(format_metric(name, value) for name, value in result["metrics"].items())
+        write_json(self.path("result.json"), result)
+        self._list()
+        shown = [format_metric(name, value) for name, value in result["metrics"].items()]
         warning = " [STAND-IN DATA, not the real data set]" if result["data"]["stand_in"] else ""
-        print(f"\nResult: {shown}{warning}")
+        print(f"\nResult: {', '.join(shown[:4])}{warning}")
         print(f"TensorBoard: {tensorboard_command(self.folder)}")
         if self.args.show and self.figures:
             sys.modules["matplotlib.pyplot"].show()

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 
@@ -27,12 +26,3 @@ def write_graph(log_dir: str, function: Any) -> None:
     with tf.summary.create_file_writer(log_dir).as_default() as writer:
         tf.summary.graph(function.graph)
         writer.close()
-
-
-def figure_to_image(figure: Any) -> np.ndarray:
-    """Draw a Matplotlib figure into pixels: uint8 of shape [1, height, width, 4] (RGBA)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow, and not always needed
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[np.newaxis]

@@ -1,13 +1,28 @@
-"""What training loops share beside their lesson: the devices they run on, and exact backups."""
+"""What trainings share beside their lesson: the schedule of the learning rate, the devices they
+run on, exact backups, and going on after a stop."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
+
+from utils.run import CourseParser, Run, quoted, readable, write_json
+
+
+def warm_up_cosine(peak: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
+    """A learning rate that rises evenly from a tenth of ``peak`` to ``peak`` over the first 15 % of
+    all ``steps``, then falls to 0 along half a cosine (Loshchilov and Hutter, *SGDR*, 2017)."""
+    rising = max(1, steps * 15 // 100)
+    return keras.optimizers.schedules.CosineDecay(
+        peak / 10, max(1, steps - rising), warmup_target=peak, warmup_steps=rising
+    )
+
 
 STRATEGIES = {  # --strategy
     "none": tf.distribute.get_strategy,  # one device
@@ -72,3 +87,48 @@ def interruption() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class ResumableRun(Run):
+    """A run of a long training. If it was stopped, the same command with the same ``--run-dir``
+    goes on (``resuming`` is True then), and so does ``--resume`` with the newest that was stopped.
+    ``backup`` is the folder for checkpoints; they are gone when the run is finished."""
+
+    def _begin(self, parser: CourseParser) -> None:
+        names = [name for name in self.arguments if name not in ("run_dir", "show", "resume")]
+        self.settings = {name: self.arguments[name] for name in names}
+        self.settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
+        folders = [self.folder]
+        if getattr(self.args, "resume", False) and not self.args.run_dir:
+            self.folder.rmdir()  # made for a new run
+            folders = sorted(self.runs.glob("*/"), reverse=True)
+        stopped = next(filter(self._is_stopped, folders), None)
+        if stopped is None and getattr(self.args, "resume", False):
+            where = readable(self.args.run_dir or self.runs)
+            parser.error(f"--resume: no run with these settings was stopped in {where}")
+        self.resuming = stopped is not None
+        self.folder = stopped or self.folder
+        super()._begin(parser, keep=self.resuming)
+        self.backup = self.path("backup")
+        write_json(self.path("unfinished.json"), self.settings)
+        self.stopped = f"Stopped. To go on: the same command with --run-dir {quoted(self.folder)}"
+
+    def _is_stopped(self, folder: Path) -> bool:
+        with suppress(OSError, ValueError):
+            found = json.loads((folder / "unfinished.json").read_text("utf-8"))
+            return (folder / "backup").exists() and found == self.settings
+        return False
+
+    def finish(self, *results: Any, **more: Any) -> None:
+        """As a run's; the checkpoints are removed."""
+        super().finish(*results, **more)
+        self.path("unfinished.json").unlink(missing_ok=True)
+        for path in sorted(self.backup.rglob("*"), reverse=True):
+            with suppress(OSError):  # a folder that holds other things
+                path.rmdir() if path.is_dir() else path.unlink() if _is_checkpoint(path) else None
+        with suppress(OSError):
+            self.backup.rmdir()
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.name == "checkpoint" or path.name.startswith("ckpt-")

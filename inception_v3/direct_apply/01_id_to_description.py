@@ -321,7 +321,7 @@ def find_label_files(run: Run) -> tuple[Path, Path, bool]:
     if not run.args.quick or label_map_named or synsets is not None:
         raise SystemExit(1)  # find_file has said what is missing and what to do
     print(f"*** STAND-IN: {len(EXCERPT)} entries in the format of the label files ***")
-    return *write_excerpt(run.folder / "excerpt"), True
+    return *write_excerpt(run.path("excerpt")), True
 
 
 def show_nodes(found: dict[int, Description]) -> None:

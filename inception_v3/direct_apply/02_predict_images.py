@@ -386,7 +386,7 @@ def report(
     """Print and save what came out."""
     if answers:
         print_answers(answers, names, "index" if run.args.graph_def is None else "node")
-    write_answers(run.folder / "predictions.csv", answers, names, failed)
+    write_answers(run.path("predictions.csv"), answers, names, failed)
     for path, reason in failed.items():
         print(f"Can't read {path}: {reason}")
     shown = len(thumbnails)

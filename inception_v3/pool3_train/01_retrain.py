@@ -75,7 +75,6 @@ from models import inception_v3
 from utils.run import (
     ROOT,
     CourseParser,
-    Run,
     make_parser,
     positive_float,
     positive_int,
@@ -86,7 +85,7 @@ from utils.run import (
     written_whole,
 )
 from utils.summary import variable_summaries, write_graph
-from utils.training import exact_checkpoints, interruption
+from utils.training import ResumableRun, exact_checkpoints, interruption
 
 MODELS = ROOT / "models" / "pool3"
 SETS = ("train", "validation", "test")
@@ -402,7 +401,7 @@ class Training:
         history: what was found, a row for each validation.
     """
 
-    def __init__(self, run: Run, examples: Mapping[str, Examples], classes: int) -> None:
+    def __init__(self, run: ResumableRun, examples: Mapping[str, Examples], classes: int) -> None:
         args = run.args
         self.run, self.args = run, args
         self.train, self.validation = examples["train"], examples["validation"]
@@ -562,8 +561,8 @@ def print_test(tested: Tested, classes: Sequence[str]) -> dict[str, dict[str, fl
 # ------------
 
 
-class RetrainRun(Run):
-    """A run whose event files go to ``--summaries_dir``, if it is given."""
+class RetrainRun(ResumableRun):
+    """A run whose event files go to ``--summaries_dir``, if it is given; others there stay."""
 
     def log_dir(self, name: str = "") -> str:
         """See ``Run``."""
@@ -571,8 +570,6 @@ class RetrainRun(Run):
             return super().log_dir(name)
         folder = self.args.summaries_dir / name
         folder.mkdir(parents=True, exist_ok=True)
-        for old in () if self.resuming else folder.glob("events.out.tfevents.*"):
-            old.unlink()
         return str(folder)
 
 
@@ -754,7 +751,7 @@ def retrain(run: RetrainRun) -> None:
         gap, function = export(args, network, training.head, classes, tested, facts)
         print(f"Trained: {readable(args.output_graph)}, {readable(args.output_labels)}")
     write_graph(run.log_dir("graph"), function)
-    with written_whole(run.folder / "head.npz") as temporary:
+    with written_whole(run.path("head.npz")) as temporary:
         values = {v.path: v.numpy() for v in training.head.trainable_variables}
         np.savez(temporary, labels=np.array(classes), **values)
     if isinstance(network, KerasNetwork):

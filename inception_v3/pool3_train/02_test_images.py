@@ -435,7 +435,7 @@ def report(
     answers = found.answers
     if answers:
         print_answers(answers, labels)
-    write_answers(run.folder / "predictions.csv", answers, labels, found.failed)
+    write_answers(run.path("predictions.csv"), answers, labels, found.failed)
     for path, reason in found.failed.items():
         print(f"Can't read {path}: {reason}")
     metrics: dict[str, float] = {"images": len(answers), "failed": len(found.failed)}

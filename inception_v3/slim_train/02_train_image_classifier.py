@@ -50,7 +50,6 @@ from models.inception_v3 import (
 )
 from utils.run import (
     CourseParser,
-    Run,
     make_parser,
     positive_float,
     positive_int,
@@ -61,7 +60,7 @@ from utils.run import (
 )
 from utils.summary import write_graph
 from utils.tfrecord import DatasetError
-from utils.training import STRATEGIES, Place, exact_checkpoints, interruption
+from utils.training import STRATEGIES, Place, ResumableRun, exact_checkpoints, interruption
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
 DECAYS = ("fixed", "exponential", "polynomial", "cosine")
@@ -515,7 +514,7 @@ def evaluate(predict: Callable[[tf.Tensor], tf.Tensor], batches: Any) -> dict[st
 class Report:
     """Writes for TensorBoard; does nothing in workers that are not the chief."""
 
-    def __init__(self, run: Run, chief: bool) -> None:
+    def __init__(self, run: ResumableRun, chief: bool) -> None:
         names = ("train", "validation") if chief else ()
         self._writers = {n: tf.summary.create_file_writer(run.log_dir(n)) for n in names}
 
@@ -625,7 +624,7 @@ class Training:
         history: what ``validate`` found, a row each time.
     """
 
-    def __init__(self, run: Run, data: Records, weights: Weights, place: Place) -> None:
+    def __init__(self, run: ResumableRun, data: Records, weights: Weights, place: Place) -> None:
         args = run.args
         self.run, self.data, self.args, self.weights = run, data, args, weights
         self.place, self.chief = place, place.worker == 0
@@ -654,8 +653,8 @@ class Training:
         folder = run.backup / f"worker_{place.worker}"
         self.backup = exact_checkpoints(folder, self.net.whole, self.optimizer, **state)
         if run.resuming and self.backup.restore_or_initialize():
-            if (run.folder / HISTORY).exists():
-                rows = json.loads((run.folder / HISTORY).read_text(encoding="utf-8"))
+            if run.path(HISTORY).exists():
+                rows = json.loads(run.path(HISTORY).read_text(encoding="utf-8"))
                 self.history = [row for row in rows if row["step"] <= int(self.done)]
             print(f"Going on after step {int(self.done):,} of {self.steps:,}")
         self.report = Report(run, self.chief)
@@ -838,7 +837,7 @@ class Training:
         self.report.scalars("train", step, speed)
         self.report.scalars("validation", step, scores)
         if self.chief:
-            write_json(self.run.folder / HISTORY, self.history)
+            write_json(self.run.path(HISTORY), self.history)
         return (
             f"step {step:,} ({stage}): {step * self.batch_size:,} photos seen, loss "
             f"{means['main']:.3f}, {means['accuracy']:.1%} right; validation: loss "
@@ -857,7 +856,7 @@ class Training:
             "parameters": self.parameters,
             "training_seed": self.args.seed,
         }
-        classifier.save_classifier(self.run.folder / "model", self.model, about | facts)
+        classifier.save_classifier(self.run.path("model"), self.model, about | facts)
 
     def show_distortions(self) -> None:
         """Save the figure of what the network gets to see."""
@@ -892,7 +891,7 @@ def score_again(trained: classifier.Classifier, data: Records) -> dict[str, floa
 
 def main() -> None:
     parser = flags()
-    run = Run(parser, __file__)
+    run = ResumableRun(parser, __file__)
     args = run.args
     for name in ("head_epochs", "weight_decay", "aux_weight", "end_learning_rate"):
         if (getattr(args, name) or 0) < 0:
@@ -925,7 +924,7 @@ def main() -> None:
         training.run_steps()
         scores = training.history[-1]
         if training.chief:
-            trained = classifier.load_classifier(run.folder / "model")
+            trained = classifier.load_classifier(run.path("model"))
             scores = score_again(trained, data)
             classifier.save_classifier(args.model, trained.model, trained.about)
     except Diverged as error:

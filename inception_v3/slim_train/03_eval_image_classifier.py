@@ -335,7 +335,7 @@ def score_records(run: Run, trained: Classifier) -> None:
         )
     total = data.counts.get(args.split, 0)
     scores = score(trained, records_of(data, args.split), total)
-    write_predictions(run.folder / "predictions.csv", scores, classes)
+    write_predictions(run.path("predictions.csv"), scores, classes)
     print_scores(scores, classes, f"{args.split}: {total:,} photos")
     run.save_figure(show_confusion(scores, classes), "confusion")
     answered = scores.probabilities.max(axis=1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
 
@@ -23,7 +24,7 @@ def picture_grid(
     inches. ``look`` goes to Matplotlib's ``imshow``; grey images are drawn dark on white.
     """
     rows = -(-len(images) // columns)
-    height = size * (1.1 + 0.18 * max((str(title).count("\n") + 1 for title in titles), default=0))
+    height = size * (1 + 0.14 * max((str(title).count("\n") + 1 for title in titles), default=0))
     figure, grid = plt.subplots(
         rows, columns, figsize=(columns * size, rows * height), squeeze=False, layout="constrained"
     )
@@ -53,7 +54,12 @@ def curves(
     for axes, (title, lines) in zip(row.flat, panels.items(), strict=True):
         for name, values in lines.items():
             axes.plot(np.arange(1, len(values) + 1) if x is None else x, values, ".-", label=name)
-        axes.set(title=title, xlabel=xlabel, yscale="log" if log else "linear")
+        axes.set(title=title, xlabel=xlabel)
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.legend()
     return figure

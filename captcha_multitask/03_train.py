@@ -50,7 +50,14 @@ from utils.run import (
 )
 from utils.summary import write_graph
 from utils.tfrecord import DatasetError, load_split, read_info
-from utils.training import STRATEGIES, Place, ResumableRun, exact_checkpoints, interruption
+from utils.training import (
+    STRATEGIES,
+    Place,
+    ResumableRun,
+    exact_checkpoints,
+    interruption,
+    warm_up_cosine,
+)
 
 RECORDS = "python captcha_multitask/02_images_to_tfrecords.py"
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
@@ -304,15 +311,6 @@ def make_step(
     return step
 
 
-def learning_rate_schedule(peak: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
-    """A rate that rises from 0 to ``peak`` over 5 % of ``steps`` and falls to 0 along half a
-    cosine over the rest."""
-    warmup = max(1, steps // 20)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warmup), warmup_target=peak, warmup_steps=warmup
-    )
-
-
 # %%
 # Stuck, and learning
 # -------------------
@@ -541,7 +539,8 @@ class Training:
                 args.input_size,
                 **options,
             )
-            schedule = learning_rate_schedule(args.learning_rate or net.learning_rate, self.steps)
+            peak = args.learning_rate or net.learning_rate
+            schedule = warm_up_cosine(peak, self.steps, warm_up=0.05, start=0)
             self.optimizer = keras.optimizers.Adam(schedule)
             self.optimizer.build(self.network.trainable_variables)
         self.parameters = self.network.count_params()

@@ -330,13 +330,13 @@ def test_evaluate_counts_every_image_once_by_hand(script):
 
 
 def test_the_learning_rate_rises_and_falls_by_the_formula(script):
-    schedule = script.learning_rate_schedule(0.004, 1000)
+    schedule = training_module.warm_up_cosine(0.004, 1000, warm_up=0.05, start=0)
     rates = [float(schedule(step)) for step in (0, 25, 50, 525, 1000)]
     assert rates == pytest.approx([0, 0.002, 0.004, 0.002, 0], abs=1e-9)
     quarter = 0.004 * (1 + np.cos(np.pi / 4)) / 2
     assert float(schedule(50 + 950 / 4)) == pytest.approx(quarter, rel=1e-4)
     for steps in (1, 2, 19):
-        schedule = script.learning_rate_schedule(0.004, steps)
+        schedule = training_module.warm_up_cosine(0.004, steps, warm_up=0.05, start=0)
         rates = [float(schedule(step)) for step in range(steps)]
         assert np.isfinite(rates).all()
         assert max(rates) <= 0.004 * (1 + 1e-6)
@@ -423,7 +423,9 @@ def test_augmentation_can_be_left_out(script, nets, drawn, monkeypatch):
 def test_compact_learns_64_images_by_heart(script, nets, drawn):
     keras.utils.set_random_seed(1)
     network = nets.build("compact", 4, 10, 60, 160, (20, 56), dropout=0.0)
-    optimizer = keras.optimizers.Adam(script.learning_rate_schedule(3e-3, 100))
+    optimizer = keras.optimizers.Adam(
+        training_module.warm_up_cosine(3e-3, 100, warm_up=0.05, start=0)
+    )
     step = script.make_step(network, optimizer, tf.distribute.get_strategy(), 64, 1, False)
     predict = tf.function(lambda images: network(images, training=False))
     batches = tf.data.Dataset.from_tensor_slices(drawn).batch(64)

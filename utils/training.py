@@ -15,12 +15,14 @@ import tensorflow as tf
 from utils.run import CourseParser, Run, quoted, readable, write_json
 
 
-def warm_up_cosine(peak: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
-    """A learning rate that rises evenly from a tenth of ``peak`` to ``peak`` over the first 15 % of
-    all ``steps``, then falls to 0 along half a cosine (Loshchilov and Hutter, *SGDR*, 2017)."""
-    rising = max(1, steps * 15 // 100)
+def warm_up_cosine(
+    peak: float, steps: int, warm_up: float = 0.15, start: float = 0.1
+) -> keras.optimizers.schedules.CosineDecay:
+    """A learning rate that rises evenly from ``start`` times ``peak`` to ``peak`` over the part
+    ``warm_up`` of all ``steps``, then falls to 0 along half a cosine (Loshchilov and Hutter, 2017)."""
+    rising = max(1, int(steps * warm_up))
     return keras.optimizers.schedules.CosineDecay(
-        peak / 10, max(1, steps - rising), warmup_target=peak, warmup_steps=rising
+        start * peak, max(1, steps - rising), warmup_target=peak, warmup_steps=rising
     )
 
 

@@ -57,8 +57,8 @@ run.save_figure(picture_grid(data.train_images[:16], data.train_labels[:16]), "d
 # %%
 # The network
 # -----------
-# 784 pixels, 500 units, 300 units, 10 outputs. One unit adds up all values of the layer before,
-# each times a weight of its own, adds a bias, and hidden units apply tanh to the sum.
+# 784 pixels, 500 units, 300 units, 10 outputs. A unit multiplies every value of the layer before by
+# a weight of its own, adds them up and adds a bias. The hidden units then apply tanh to the sum.
 #
 # - The pixels come in as bytes from 0 to 255 and are scaled inside the model. Whoever loads the
 #   saved file can't forget the scaling and can't do it twice.
@@ -70,8 +70,8 @@ run.save_figure(picture_grid(data.train_images[:16], data.train_labels[:16]), "d
 #   itself, exactly once. The largest logit belongs to the most probable digit anyway.
 #
 # The weights of a layer start from random numbers with mean 0, since equal units would stay equal.
-# ``glorot_uniform``, Keras's default, makes them smaller the more inputs and outputs a layer has,
-# so that signals keep about the same size from layer to layer.
+# Keras's default, ``glorot_uniform``, makes them smaller the more inputs and outputs a layer has,
+# so that the signals keep about the same size from layer to layer.
 
 model = keras.Sequential(
     [
@@ -193,9 +193,9 @@ assert np.array_equal(model.predict(some, verbose=0), loaded.predict(some, verbo
 # %%
 # The test
 # --------
-# The loaded model scores all 10,000 test images, once. Chance alone moves the accuracy on 10,000
-# images by about ±0.25 % (twice the standard deviation :math:`\sqrt{p (1 - p) / n}`), so two
-# networks that differ by 0.1 % here may well be equally good.
+# The loaded model scores all 10,000 test images, once. Other 10,000 images would give a slightly
+# different accuracy: by :math:`2 \sqrt{p (1 - p) / n}`, about a quarter of a percent, either way.
+# So two networks that differ by a tenth of a percent here may well be equally good.
 
 test = mnist.batches(data.test_images, data.test_labels, 500)
 test_loss, test_accuracy = loaded.evaluate(test, verbose=0)

@@ -19,7 +19,7 @@ def warm_up_cosine(
     peak: float, steps: int, warm_up: float = 0.15, start: float = 0.1
 ) -> keras.optimizers.schedules.CosineDecay:
     """A learning rate that rises evenly from ``start`` times ``peak`` to ``peak`` over the part
-    ``warm_up`` of all ``steps``, then falls to 0 along half a cosine (Loshchilov and Hutter, 2017)."""
+    ``warm_up`` of all ``steps``, then falls to 0 along half a cosine (Loshchilov, Hutter, 2017)."""
     rising = max(1, int(steps * warm_up))
     return keras.optimizers.schedules.CosineDecay(
         start * peak, max(1, steps - rising), warmup_target=peak, warmup_steps=rising

@@ -126,6 +126,7 @@ def look_at_weights(epoch: int) -> None:
     with writer.as_default():
         for weight in model.trainable_variables:
             variable_summaries(weight.path, weight, step=epoch)
+        writer.flush()
 
 
 def after_epoch(epoch: int, logs: dict[str, float]) -> None:

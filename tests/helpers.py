@@ -1,14 +1,20 @@
 """What the tests share: running a script as its user does, and reading what it left."""
 
+import contextlib
+import gc
 import importlib.util
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -68,6 +74,58 @@ def run_quick(script: str, folder: Path, *flags: str | Path) -> Finished:
         assert figure.removesuffix(".png") in Events(folder / "figures").tags("images")
     assert "tensorboard" in done.stdout.lower().splitlines()[-1]
     return Finished(done.stdout, folder, result)
+
+
+@dataclass(frozen=True)
+class Lesson(Finished):
+    """A lesson's run in this process; ``variables`` are its names at the end."""
+
+    variables: dict[str, Any]
+
+
+def run_lesson(script: str, folder: Path, *flags: str | Path) -> Lesson:
+    """Run a top-to-bottom ``script --quick`` in this process, offline, into ``folder``.
+
+    What a script changes for its process is put back: flags, hooks, environment, warnings,
+    TensorFlow's determinism. Layers are named as in a fresh process. Its figures are closed and
+    its event files are complete; its models and functions go on working.
+    """
+    import keras
+    import matplotlib.pyplot as plt
+    import tensorflow as tf
+    from tensorflow.python.framework.config import disable_op_determinism
+
+    path = str(ROOT / script)
+    output = io.StringIO()
+    keras.utils.clear_session()
+    try:
+        with (
+            mock.patch.dict(os.environ, COURSE_OFFLINE="1"),
+            mock.patch.object(
+                sys, "argv", [path, "--quick", "--run-dir", str(folder), *map(str, flags)]
+            ),
+            mock.patch.object(sys, "path", [str(Path(path).parent), *sys.path]),
+            mock.patch.object(sys, "excepthook", sys.excepthook),
+            contextlib.chdir(ROOT),
+            contextlib.redirect_stdout(output),
+            warnings.catch_warnings(),
+            plt.rc_context(),
+        ):
+            variables = runpy.run_path(path, run_name="__main__")
+    except BaseException:
+        print(output.getvalue()[-3000:])  # pytest shows it with the failure
+        raise
+    finally:
+        plt.close("all")
+        disable_op_determinism()
+        tf.config.run_functions_eagerly(False)
+        tf.summary.experimental.set_step(None)
+        for writer in gc.get_objects():
+            if issubclass(type(writer), tf.summary.SummaryWriter):
+                with contextlib.suppress(Exception):  # of a graph that is gone
+                    writer.flush()
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Lesson(output.getvalue(), folder, result, variables)
 
 
 class Events:

@@ -1,11 +1,14 @@
-"""utils/run.py and utils/summary.py: flags, the run folder, result.json, TensorBoard's files."""
+"""utils/run.py, utils/summary.py, utils/figures.py and ``ResumableRun``: flags, the run folder and
+what it costs nobody, ``result.json``, TensorBoard's files, figures."""
 
 import io
 import json
 import os
 import re
 import shlex
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from PIL import Image
 
 from utils import run as run_module
 from utils.run import (
+    LIST,
     CourseParser,
     Run,
     format_metric,
@@ -211,63 +215,292 @@ def test_a_run_dir_that_can_not_be_made_is_refused_in_a_sentence(start, tmp_path
     assert f"{tmp_path / 'file'}" in capsys.readouterr().err
 
 
-def test_run_dir_again_drops_the_old_result_and_the_old_events_of_that_run(start):
-    old = start("--run-dir", "run")
-    names = ["", "train", "validation"]
-    for name in names:
-        folder = Path(old.log_dir(name))
-        assert folder == old.folder / name
-        (folder / "events.out.tfevents.1.host.1.0.v2").write_bytes(b"old")
-        (folder / "model.keras").write_bytes(b"kept")
-    old.finish({"loss": 1})
-    assert (old.folder / "result.json").exists()
-    new = start("--run-dir", "run")
-    assert new.folder == old.folder
-    assert not (new.folder / "result.json").exists(), "or it would pass for this run's result"
-    new.log_dir("train")
-    left = {name: sorted(path.name for path in (new.folder / name).glob("e*")) for name in names}
-    assert left["train"] == []
-    assert left[""] == left["validation"] == ["events.out.tfevents.1.host.1.0.v2"]
-    new.log_dir()
-    assert not list(new.folder.glob("events*"))
-    assert list((new.folder / "validation").glob("events*"))
-    assert all((new.folder / name / "model.keras").exists() for name in names)
+def test_skip_ends_with_a_sentence_and_a_status_of_its_own(start, capsys):
+    run = start()
+    with pytest.raises(SystemExit) as caught:
+        run.skip("no weights: fetch them with …")
+    assert caught.value.code == run_module.SKIPPED == 77
+    assert capsys.readouterr().out == "Skipped: no weights: fetch them with …\n"
 
 
-OLD_EVENTS = "events.out.tfevents.1.host.1.0.v2"
+# ---- a run folder never costs anybody a file -----------------------------------------------
 
 
-def interrupted(run: Run) -> None:
-    """Leave what a training leaves that was stopped after an epoch."""
-    (Path(run.log_dir("train")) / OLD_EVENTS).write_bytes(b"old")
-    run.backup.mkdir()
-    (run.backup / "epoch").write_text("1", encoding="utf-8")
+BEGAN = int(time.time())
 
 
-def test_an_interrupted_run_goes_on_with_its_backup_and_events(start):
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def content(folder: Path) -> dict[str, str]:
+    """The files in a folder and those below it, by their names, the run's list left out."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LIST]
+    return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in files}
+
+
+def event_file(seconds: int = 1000, process: str = "") -> str:
+    """The name of an event file made ``seconds`` from when the tests began, by this process if
+    none is named. That TensorFlow names its own so is tested further below."""
+    process = process or f"{socket.gethostname()}.{os.getpid()}"
+    return f"events.out.tfevents.{BEGAN + seconds}.{process}.0.v2"
+
+
+def leave(run: Run) -> None:
+    """Write what a lesson leaves: files, a folder with a file in it, event files, its result."""
+    for name in ("model.keras", "tables/scores.csv"):
+        write(run.path(name), "own")
+    write(run.path("excerpt") / "labels.txt", "own")
+    write(Path(run.log_dir(), event_file()), "own")
+    write(Path(run.log_dir("train"), event_file()), "own")
+    run.finish({"loss": 1})
+
+
+FOREIGN = [
+    "backup/thesis.txt",
+    "model.keras",
+    "result.json",
+    "notes/result.json",
+    "train/notes.txt",
+    "excerpt/notes.txt",
+    "tables/notes.txt",
+    event_file(-1000),  # by a process that had this one's number
+    event_file(process="elsewhere.1"),
+    f"train/{event_file(process='elsewhere.1')}",
+]
+
+
+@pytest.mark.parametrize("planted", ["before", "after"])
+def test_other_files_are_neither_removed_nor_overwritten(start, tmp_path, planted):
+    folder = tmp_path / "run"
+    if planted == "after":  # a first run was here, and the files came into its folders
+        leave(start("--run-dir", "run"))
+    own = content(folder) if folder.exists() else {}
+    foreign = {name: f"foreign {name}" for name in FOREIGN if name not in own}
+    for name, text in foreign.items():
+        write(folder / name, text)
+    for _ in range(3):
+        leave(start("--run-dir", "run"))
+        left = content(folder)
+        assert {name: left[name] for name in foreign} == foreign
+
+
+def test_the_next_run_removes_what_the_last_one_left(start, tmp_path):
+    folder = tmp_path / "run"
+    leave(start("--run-dir", "run"))
+    assert set(content(folder)) == {
+        "model.keras",
+        "tables/scores.csv",
+        "excerpt/labels.txt",
+        "result.json",
+        event_file(),
+        f"train/{event_file()}",
+    }
+    start("--run-dir", "run")
+    assert [path.name for path in folder.iterdir()] == [LIST], "empty folders go as well"
+
+
+def test_a_name_that_is_taken_gives_another_name(start, tmp_path):
+    write(tmp_path / "run" / "model.keras", "foreign")
+    write(tmp_path / "run" / "model-1.keras", "foreign")
+    for _ in range(2):
+        run = start("--run-dir", "run")
+        path = run.path("model.keras")
+        assert path == run.folder / "model-2.keras" == run.path("model.keras")
+        write(path, "own")
+
+
+def test_a_list_that_is_not_ours_costs_nothing(start, tmp_path):
+    write(tmp_path / "run" / "model.keras", "foreign")
+    for text in (
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"files": 3}',
+        '{"files": [], "events": [3]}',
+        '{"files": {}}',
+    ):
+        (tmp_path / "run" / LIST).write_text(text, encoding="utf-8")
+        run = start("--run-dir", "run")
+        leave(run)
+        assert (tmp_path / "run" / LIST).read_text("utf-8") == text
+        assert (tmp_path / "run" / "model.keras").read_text("utf-8") == "foreign"
+
+
+def test_a_list_cut_short_costs_nothing(start, tmp_path):
+    leave(start("--run-dir", "run"))
+    path = tmp_path / "run" / LIST
+    path.write_text(path.read_text("utf-8")[:-20], encoding="utf-8")
+    before = content(tmp_path / "run")
+    leave(start("--run-dir", "run"))
+    left = content(tmp_path / "run")
+    assert {name: left[name] for name in before} == before
+
+
+def test_a_list_reaches_nothing_outside_the_folder(start, tmp_path):
+    write(tmp_path / "outside.txt", "foreign")
+    write(tmp_path / "other" / "outside.txt", "foreign")
+    leave(start("--run-dir", "run"))
+    path = tmp_path / "run" / LIST
+    left = json.loads(path.read_text("utf-8"))
+    names = ["../outside.txt", "excerpt/../../outside.txt", "..", ".", str(tmp_path / "other")]
+    names += [str(tmp_path / "outside.txt"), "../other/outside.txt"]
+    left["files"] += names
+    path.write_text(json.dumps(left), encoding="utf-8")
+    start("--run-dir", "run")
+    assert (tmp_path / "outside.txt").read_text("utf-8") == "foreign"
+    assert (tmp_path / "other" / "outside.txt").read_text("utf-8") == "foreign"
+    assert content(tmp_path / "run") == {}, "what is the run's own goes all the same"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows")
+def test_links_are_not_followed(start, tmp_path):
+    write(tmp_path / "precious" / "labels.txt", "foreign")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.keras").symlink_to(tmp_path / "precious" / "new.txt")  # to nothing
+    run = start("--run-dir", "run")
+    leave(run)
+    assert run.path("model.keras").name == "model-1.keras"
+    assert not (tmp_path / "precious" / "new.txt").exists()
+    # Somebody moves what the run left to another place, and links to it.
+    for name in ("result.json", "excerpt"):
+        (run.folder / name).rename(tmp_path / "precious" / name)
+        (run.folder / name).symlink_to(tmp_path / "precious" / name)
+    before = content(tmp_path / "precious")
+    leave(start("--run-dir", "run"))
+    assert content(tmp_path / "precious") == before
+    assert (run.folder / "model.keras").is_symlink()
+
+
+def test_after_a_kill_the_event_files_go_with_the_next_run(start, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(
+        '"""A script."""\n'
+        "import os, signal, sys\n"
+        "import tensorflow as tf\n"
+        "from utils.run import Run, make_parser\n"
+        "run = Run(make_parser(__doc__), __file__)\n"
+        "for name in ('', 'train'):\n"
+        "    with tf.summary.create_file_writer(run.log_dir(name)).as_default():\n"
+        "        tf.summary.scalar('loss', 1.0, 0)\n"
+        "        tf.summary.flush()\n"
+        "tf.train.Checkpoint(step=tf.Variable(1)).save(run.path('checkpoints') / 'ckpt')\n"
+        "run.path('model.keras').write_text('half of it')\n"
+        "os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))\n",
+        encoding="utf-8",
+    )
+    done = run_program(str(script), "--run-dir", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode != 0
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"train", "checkpoints"}
+    assert len([*folder.rglob("events.out.tfevents.*")]) == 2, done.stderr
+    assert len([*folder.rglob("ckpt-*")]) == 2
+    for name in ("train/notes.txt", "checkpoints/notes.txt"):
+        write(folder / name, "foreign")
+    start("--run-dir", "run")
+    assert set(content(folder)) == {"train/notes.txt", "checkpoints/notes.txt"}
+
+
+# ---- a run that can go on ------------------------------------------------------------------
+
+
+@pytest.fixture
+def resume(start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Start a resumable run as ``chapter/02_train.py`` of a project in ``tmp_path`` would."""
+    from utils.training import ResumableRun
+
+    def resume(*flags: str) -> ResumableRun:
+        monkeypatch.setattr(sys, "argv", ["02_train.py", *flags])
+        parser = parser_with_epochs()
+        parser.add_argument("--resume", action="store_true")
+        return ResumableRun(parser, tmp_path / "chapter" / "02_train.py")
+
+    return resume
+
+
+def interrupted(run: Any) -> dict[str, str]:
+    """Leave what a training leaves that was stopped after a checkpoint, and say what it is."""
+    write(Path(run.log_dir("train"), event_file()), "own")
+    write(run.path("history.json"), "[1]")
+    for name in ("checkpoint", "ckpt-7.index", "ckpt-7.data-00000-of-00001"):
+        write(run.backup / "worker_0" / name, "7")
+    return content(run.folder)
+
+
+def test_an_interrupted_run_goes_on_with_what_it_left(resume):
     flags = ("--run-dir", "run", "--epochs", "3")
-    first = start(*flags)
+    first = resume(*flags)
     assert not first.resuming
-    interrupted(first)
-    second = start(*flags, "--show")
-    assert second.resuming
-    assert (second.backup / "epoch").read_text(encoding="utf-8") == "1"
-    assert (Path(second.log_dir("train")) / OLD_EVENTS).exists()
-    second.args.show = False  # no window here
+    left = interrupted(first)
+    for more in (["--show"], ["--resume"], []):
+        second = resume(*flags, *more)
+        assert second.resuming
+        assert content(second.folder) == left
+        assert second.backup == first.backup
+        assert second.path("history.json") == first.path("history.json")
     second.finish({"loss": 1})
     assert not second.backup.exists()
-    third = start(*flags)
+    third = resume(*flags)
     assert not third.resuming
-    assert not (Path(third.log_dir("train")) / OLD_EVENTS).exists()
+    assert content(third.folder) == {}, "of both processes nothing is left"
+
+
+def test_resume_finds_the_newest_that_was_stopped(resume, capsys):
+    runs = [resume("--epochs", epochs) for epochs in ("3", "3", "4", "3")]
+    for run in runs[:3]:
+        interrupted(run)
+    folders = {*runs[0].runs.iterdir()}
+    found = resume("--epochs", "3", "--resume")
+    assert found.resuming
+    assert found.folder == runs[1].folder, "the last one saved nothing, that before is another"
+    assert {*found.runs.iterdir()} == folders, "no folder is left for nothing"
+    found.finish({"loss": 1})
+    assert resume("--epochs", "3", "--resume").folder == runs[0].folder
+    with pytest.raises(SystemExit) as caught:
+        resume("--epochs", "5", "--resume")
+    assert caught.value.code == 2
+    assert "no run with these settings was stopped in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [["--epochs", "4"], ["--quick"], ["--seed", "2"]])
-def test_a_run_with_other_settings_does_not_go_on(start, change):
-    interrupted(start("--run-dir", "run"))
-    other = start("--run-dir", "run", *change)
+def test_a_run_with_other_settings_does_not_go_on(resume, change):
+    interrupted(resume("--run-dir", "run"))
+    write(Path("run", "backup", "thesis.txt"), "foreign")
+    other = resume("--run-dir", "run", *change)
     assert not other.resuming
-    assert not other.backup.exists()
-    assert not (Path(other.log_dir("train")) / OLD_EVENTS).exists()
+    assert content(other.folder) == {"backup/thesis.txt": "foreign"}
+    interrupted(other)
+    assert resume("--run-dir", "run", *change).resuming, "its own backup stands beside the other"
+
+
+def test_a_run_with_another_data_folder_does_not_go_on(resume, monkeypatch):
+    monkeypatch.setenv("COURSE_DATA", "one")
+    interrupted(resume("--run-dir", "run"))
+    monkeypatch.setenv("COURSE_DATA", "two")
+    assert not resume("--run-dir", "run").resuming
+
+
+def test_ctrl_c_tells_how_to_go_on(resume, tmp_path, capsys):
+    resume("--run-dir", "my run")
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[0] == "Stopped."
+    assert words[-2:] == ["--run-dir", "my run"]
+
+
+def test_a_finished_run_removes_its_checkpoints_and_nothing_else(resume):
+    run = resume("--run-dir", "run")
+    interrupted(run)
+    write(run.backup / "thesis.txt", "foreign")
+    run.finish({"loss": 1})
+    left = {*content(run.folder)}
+    assert left == {"backup/thesis.txt", f"train/{event_file()}", "history.json", "result.json"}
+    assert "thesis" not in (run.folder / LIST).read_text("utf-8")
+
+
+# ---- what a run leaves ---------------------------------------------------------------------
 
 
 def test_finish_writes_result_json_and_prints_it(start, capsys):
@@ -355,8 +588,7 @@ def test_ctrl_c_prints_a_sentence_and_no_traceback(tmp_path):
         encoding="utf-8",
     )
     done = run_program(str(script), "--run-dir", tmp_path / "my run", cwd=tmp_path)
-    assert done.stdout.strip().startswith("Stopped. ")
-    assert "my run" in done.stdout
+    assert done.stdout.strip() == "Stopped."
     assert "Traceback" not in done.stderr
     assert done.returncode != 0
 
@@ -463,17 +695,34 @@ def test_the_graph_of_a_function_is_written(tmp_path):
     assert {"x", "doubling/twice", "plus_one"} <= events.graph_nodes()
 
 
-def test_a_figure_becomes_pixels():
-    from matplotlib.figure import Figure
+# ---- figures -------------------------------------------------------------------------------
 
-    from utils.summary import figure_to_image
 
-    figure = Figure(figsize=(2, 1), dpi=50, facecolor="white")
-    axes = figure.add_axes((0, 0, 0.5, 1))  # the left half
-    axes.set_axis_off()
-    axes.imshow([[0]], cmap="gray", aspect="auto")
-    image = figure_to_image(figure)
-    assert image.dtype == np.uint8
-    assert image.shape == (1, 50, 100, 4)
-    np.testing.assert_array_equal(image[0, 2:-2, 2:48], np.tile([0, 0, 0, 255], (46, 46, 1)))
-    np.testing.assert_array_equal(image[0, :, 52:], np.full((50, 48, 4), 255))
+def test_a_grid_of_pictures_shows_all_of_them_in_order():
+    import matplotlib.pyplot as plt
+
+    from utils.figures import ORANGE, picture_grid
+
+    images = np.arange(5)[:, None, None] * np.ones((5, 4, 4))
+    figure = picture_grid(images, range(5), columns=2, wrong=[n == 3 for n in range(5)])
+    shown = [axes.images[0].get_array().mean() for axes in figure.axes if axes.images]
+    assert shown == [0, 1, 2, 3, 4]
+    assert [axes.get_title() for axes in figure.axes] == ["0", "1", "2", "3", "4", ""]
+    colours = [axes.title.get_color() for axes in figure.axes[:5]]
+    assert [colour == ORANGE for colour in colours] == [False, False, False, True, False]
+    plt.close(figure)
+
+
+def test_curves_have_a_value_for_each_epoch_from_1():
+    import matplotlib.pyplot as plt
+
+    from utils.figures import curves
+
+    figure = curves(
+        {"loss": {"train": [3, 2, 1], "validation": [4, 3]}, "rate": {"Adam": [1]}}, log=True
+    )
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines == {"train": [[1, 3], [2, 2], [3, 1]], "validation": [[1, 4], [2, 3]]}
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "rate"]
+    assert figure.axes[0].get_yscale() == "log"
+    plt.close(figure)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -120,6 +120,11 @@ def tensorboard_command(log_dir: Path) -> str:
     return quoted(program or Path(sys.executable).with_name("tensorboard"), "--logdir", log_dir)
 
 
+def checkpoints(folder: Path) -> set[Path]:
+    """The files of TensorFlow's checkpoints in a folder and those below it."""
+    return {*folder.rglob("checkpoint"), *folder.rglob("ckpt-*")}
+
+
 def format_metric(name: str, value: float) -> str:
     """A metric as a person reads it: accuracies in percent, others with four digits, or all."""
     digits = ".2%" if name.endswith("accuracy") else ",.0f" if abs(value) >= 1000 else ".4g"
@@ -133,6 +138,9 @@ class Run:
     there and listed in ``course_run.json`` is removed at the start. Nothing else is touched: a
     file whose name is taken gets another name.
     """
+
+    stopped = "Stopped."  # what is printed after Ctrl-C
+    unfinished: Any = None  # in the list: the settings of a run that can go on
 
     def __init__(self, parser: CourseParser, script: str | Path) -> None:
         with suppress(AttributeError):  # a console that can't show a sign prints "?"
@@ -151,7 +159,7 @@ class Run:
             sys.modules["matplotlib"].use("Agg")  # draws into files, needs no screen
         label = f"{datetime.now():%Y%m%d-%H%M%S-%f}{'-quick' if self.args.quick else ''}"
         self.folder = (self.args.run_dir or self.runs / label).expanduser().resolve()
-        self._own: dict[str, Path] = {}  # by the name asked for
+        self._own: set[Path] = set()
         # An event file's name has in it when, where and by which process it was made.
         self._events = [[f"{socket.gethostname()}.{os.getpid()}", int(time.time())]]
         try:
@@ -161,8 +169,6 @@ class Run:
             parser.error(f"can't use the run folder {error.filename}: {error.strerror}")
         sys.excepthook = self._say_stopped
 
-    stopped = "Stopped."  # what is printed after Ctrl-C
-
     def _say_stopped(self, kind: type, error: BaseException, trace: Any) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print(f"\n{self.stopped}")
@@ -171,46 +177,48 @@ class Run:
 
     def _begin(self, parser: CourseParser, keep: bool = False) -> None:
         """Remove what an earlier run listed as its own, or ``keep`` it; begin this run's list."""
-        with suppress(OSError, ValueError, LookupError, TypeError):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # no list, or none of ours
             left = json.loads((self.folder / LIST).read_text(encoding="utf-8"))
-            events = [
-                path
-                for process, since in left["events"]
-                for path in self.folder.rglob(f"events.out.tfevents.*.{process}.*")
-                if int(path.name.split(".")[3]) >= since
-            ]
-            own = {name: self.folder / name for name in [*left["files"], LIST]}
+            own = {self.folder / name for name in left["files"]}
             if keep:
                 self._own, self._events = own, [*left["events"], *self._events]
-                return
-            for path in sorted([*events, *own.values()], reverse=True):  # a folder comes last
-                inside = path.relative_to(self.folder)
-                if ".." not in inside.parts and not path.is_dir():
-                    path.unlink(missing_ok=True)
-                for folder in (inside, *inside.parents[:-1]):
-                    with suppress(OSError):  # it holds other things
-                        (self.folder / folder).rmdir()
-        self.path(LIST)
+            else:
+                for process, since in left["events"]:
+                    files = self.folder.rglob(f"events.out.tfevents.*.{process}.*")
+                    own |= {file for file in files if int(file.name.split(".")[3]) >= since}
+                self._remove(own.union(*map(checkpoints, own)))
+            self._own.add(self.folder / LIST)
+        self._list()
+
+    def _remove(self, own: Iterable[Path]) -> None:
+        """Remove files, and folders if they are empty then."""
+        for path in sorted(own, reverse=True):  # what is in a folder comes before the folder
+            if path.parent.resolve().is_relative_to(self.folder):  # not by ".." or a link elsewhere
+                with suppress(OSError):  # such as a folder that holds other things
+                    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+                    for folder in path.parents:  # up to the run's, which holds the list
+                        folder.rmdir()
 
     def path(self, name: str) -> Path:
         """Where to write the file or folder ``name`` in the run's folder; it is listed as this
         run's own. If something else has that name, ``<name>-1`` and so on takes its place."""
-        if name not in self._own:
-            wanted = path = self.folder / name
-            number = 0
-            while path.exists():
-                number += 1
-                path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
-            self._own[name] = path
+        wanted = path = self.folder / name
+        number = 0
+        while path not in self._own and os.path.lexists(path):
+            number += 1
+            path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+        if path not in self._own:
+            self._own.add(path)
             self._list()
-        return self._own[name]
+        return path
 
     def _list(self) -> None:
-        """Write the list; it has the folders that the run made, and the files in them by now."""
-        paths = {path for own in self._own.values() for path in (own, *own.rglob("*"))}
-        files = [path.relative_to(self.folder).as_posix() for path in paths - {self._own[LIST]}]
-        own = {"script": self.script, "events": self._events, "files": sorted(files)}
-        write_json(self._own[LIST], own)
+        """Write the list: what the run made in its folder, and what is in these folders by now."""
+        path = self.path(LIST)
+        files = self._own.union(*(own.rglob("*") for own in self._own)) - {path}
+        names = sorted(file.relative_to(self.folder).as_posix() for file in files)
+        own = {"script": self.script, "events": self._events, "files": names}
+        write_json(path, own | {"unfinished": self.unfinished})
 
     def log_dir(self, name: str = "") -> str:
         """The folder for the TensorBoard run ``name``."""

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from utils.run import CourseParser, Run, quoted, readable, write_json
+from utils.run import LIST, CourseParser, Run, checkpoints, quoted, readable
 
 
 def warm_up_cosine(
@@ -92,45 +92,38 @@ def interruption() -> Iterator[Callable[[], bool]]:
 
 
 class ResumableRun(Run):
-    """A run of a long training. If it was stopped, the same command with the same ``--run-dir``
-    goes on (``resuming`` is True then), and so does ``--resume`` with the newest that was stopped.
-    ``backup`` is the folder for checkpoints; they are gone when the run is finished."""
+    """A run of a long training, with the flag ``--resume``. If it was stopped, the same command
+    with the same ``--run-dir`` goes on (``resuming`` is True then), and so does ``--resume`` with
+    the newest that was stopped. ``backup`` is the folder for checkpoints; they are gone when the
+    run is finished."""
 
     def _begin(self, parser: CourseParser) -> None:
-        names = [name for name in self.arguments if name not in ("run_dir", "show", "resume")]
-        self.settings = {name: self.arguments[name] for name in names}
-        self.settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
-        folders = [self.folder]
-        if getattr(self.args, "resume", False) and not self.args.run_dir:
+        names = self.arguments.keys() - {"run_dir", "show", "resume"}
+        settings = {name: self.arguments[name] for name in sorted(names)}
+        settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
+        self.unfinished, folders = settings, [self.folder]
+        if self.args.resume and not self.args.run_dir:
             self.folder.rmdir()  # made for a new run
             folders = sorted(self.runs.glob("*/"), reverse=True)
         stopped = next(filter(self._is_stopped, folders), None)
-        if stopped is None and getattr(self.args, "resume", False):
+        if self.args.resume and stopped is None:
             where = readable(self.args.run_dir or self.runs)
             parser.error(f"--resume: no run with these settings was stopped in {where}")
         self.resuming = stopped is not None
         self.folder = stopped or self.folder
         super()._begin(parser, keep=self.resuming)
         self.backup = self.path("backup")
-        write_json(self.path("unfinished.json"), self.settings)
         self.stopped = f"Stopped. To go on: the same command with --run-dir {quoted(self.folder)}"
 
     def _is_stopped(self, folder: Path) -> bool:
-        with suppress(OSError, ValueError):
-            found = json.loads((folder / "unfinished.json").read_text("utf-8"))
-            return (folder / "backup").exists() and found == self.settings
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            left = json.loads((folder / LIST).read_text(encoding="utf-8"))
+            return left["unfinished"] == self.unfinished and (folder / "backup").exists()
         return False
 
     def finish(self, *results: Any, **more: Any) -> None:
         """As a run's; the checkpoints are removed."""
+        self.unfinished = None
+        self._own.discard(self.backup)
         super().finish(*results, **more)
-        self.path("unfinished.json").unlink(missing_ok=True)
-        for path in sorted(self.backup.rglob("*"), reverse=True):
-            with suppress(OSError):  # a folder that holds other things
-                path.rmdir() if path.is_dir() else path.unlink() if _is_checkpoint(path) else None
-        with suppress(OSError):
-            self.backup.rmdir()
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.name == "checkpoint" or path.name.startswith("ckpt-")
+        self._remove({self.backup, *checkpoints(self.backup)})

@@ -422,7 +422,7 @@ class Training:
         self.folder = run.backup / f"head-{digest.hexdigest()[:16]}"
         self.backup = exact_checkpoints(self.folder, self.head, self.optimizer, **state)
         if run.resuming and self.backup.restore_or_initialize():
-            rows = json.loads((self.folder / "history.json").read_text(encoding="utf-8"))
+            rows = json.loads(run.path("history.json").read_text(encoding="utf-8"))
             self.history = [row for row in rows if row["step"] <= int(self.done)]
             print(f"The training goes on after step {int(self.done):,}")
         self.writers = {
@@ -501,7 +501,7 @@ class Training:
 
     def back_up(self) -> None:
         """Write a checkpoint; OSError if that fails, with the one before still whole."""
-        write_json(self.folder / "history.json", self.history)
+        write_json(self.run.path("history.json"), self.history)
         try:
             self.backup.save()
             for writer in self.writers.values():

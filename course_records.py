@@ -32,13 +32,17 @@ DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_of(script: str) -> dict[str, str]:
-    """The files of the project that a script runs, itself first: path to hash.
+    """The files of the project that a script depends on, itself first: path to hash. They are
+    what it imports, and the scripts beside it whose run folders it looks for by their name.
 
     The hash is of the syntax tree without docstrings, so notes, docstrings and layout may be
     mended and the record stays good.
     """
     found: dict[str, str] = {}
-    waiting = [ROOT / script]
+    tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
+    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    beside = sorted((ROOT / script).parent.glob("[0-9]*_*.py"))
+    waiting = [ROOT / script, *(path for path in beside if path.stem in strings)]
     while waiting:
         path = waiting.pop(0)
         name = path.relative_to(ROOT).as_posix()

@@ -294,6 +294,14 @@ def test_stale_is_what_has_other_code_and_not_what_has_other_prose(course, known
     assert re.search(r"01_good\.py: changed since .*: tools/metrics\.py\n", done.stdout)
 
 
+def test_a_record_depends_on_the_script_whose_run_is_used(monkeypatch, course):
+    monkeypatch.setattr(course_records, "ROOT", course)
+    use = f"{GOOD}\nmodel = pathlib.Path('01_good') / 'model.keras'\n"
+    (course / "rnn/02_use.py").write_text(use, encoding="utf-8")
+    code = course_records.code_of("rnn/02_use.py")
+    assert [*code] == ["rnn/02_use.py", "rnn/01_good.py", "tools/metrics.py"]
+
+
 def test_writes_the_records_into_the_tables(course, known_machine):
     run_course(course, "record", "first_try/01")
     path = course / "docs/results/first_try/01_good.json"

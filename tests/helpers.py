@@ -1,11 +1,14 @@
 """What the tests share: running a script as its user does, and reading what it left."""
 
+import ast
 import contextlib
 import gc
 import importlib.util
 import io
 import json
+import math
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -20,6 +23,8 @@ import numpy as np
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
+
+from utils.run import LIST
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,21 +62,62 @@ class Finished:
         return Events(self.folder / name)
 
 
+def foreign_files(script: str) -> dict[str, bytes]:
+    """What a run folder may hold already that ``script`` did not leave there: name to content.
+    Among them are files whose names the script will want."""
+    source = ast.parse((ROOT / script).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(source) if isinstance(node, ast.Call)]
+    saved = [c.args[1] for c in calls if getattr(c.func, "attr", "") == "save_figure"]
+    figures = [f"{name.value}.png" for name in saved if isinstance(name, ast.Constant)]
+    events = "events.out.tfevents.1700000000.elsewhere.1.0.v2"
+    names = ["result.json", "backup/thesis.txt", "train/notes.txt", *figures]
+    files = {name: f"not of the course: {name}".encode() for name in names}
+    return files | {events: b"", f"train/{events}": b""}  # event files that end before they begin
+
+
+def assert_costs_nothing(folder: Path, foreign: dict[str, bytes]) -> None:
+    """The ``foreign`` files are as they were, and the next run would remove all others."""
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name, content in foreign.items():
+        assert name in left, f"{name} was removed"
+        assert (folder / name).read_bytes() == content, f"{name} was changed"
+    listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
+    processes = [f".{process}." for process, _ in listed["events"]]
+    events = {name for name in left if any(process in name for process in processes)}
+    unlisted = left - {*foreign, LIST} - events - set(listed["files"])
+    assert not unlisted, "no later run would remove it"
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result in a run's folder; another file may have taken the name ``result.json``."""
+    listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
+    (name,) = (name for name in listed["files"] if re.fullmatch(r"result(-\d+)?\.json", name))
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
 def run_quick(script: str, folder: Path, *flags: str | Path) -> Finished:
-    """Run ``script --quick`` into ``folder`` and check what every script promises."""
+    """Run ``script --quick`` into ``folder``, which holds other files, and check what every script
+    promises."""
+    foreign = foreign_files(script)
+    for name, content in foreign.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     done = run_program(script, "--quick", "--run-dir", folder, *flags)
     assert done.returncode == 0, f"{script} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert_costs_nothing(folder, foreign)
+    result = read_result(folder)
     assert result["script"] == script
     assert result["arguments"]["quick"] is True
     assert result["metrics"]
+    assert all(math.isfinite(value) for value in result["metrics"].values())
     assert set(result["versions"]) == {"python", "tensorflow", "keras", "numpy"}
     assert isinstance(result["data"]["stand_in"], bool)
     for figure in result["figures"]:
         with Image.open(folder / figure) as image:
             assert min(image.size) > 200
             assert len(image.convert("RGB").getcolors(1 << 24)) > 2, f"{figure} is blank"
-        assert figure.removesuffix(".png") in Events(folder / "figures").tags("images")
+        tag = re.sub(r"(-\d+)?\.png$", "", figure)
+        assert tag in Events(folder / "figures").tags("images")
     assert "tensorboard" in done.stdout.lower().splitlines()[-1]
     return Finished(done.stdout, folder, result)
 
@@ -124,8 +170,7 @@ def run_lesson(script: str, folder: Path, *flags: str | Path) -> Lesson:
             if issubclass(type(writer), tf.summary.SummaryWriter):
                 with contextlib.suppress(Exception):  # of a graph that is gone
                     writer.flush()
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return Lesson(output.getvalue(), folder, result, variables)
+    return Lesson(output.getvalue(), folder, read_result(folder), variables)
 
 
 class Events:

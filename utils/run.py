@@ -221,8 +221,8 @@ class Run:
         write_json(path, own | {"unfinished": self.unfinished})
 
     def log_dir(self, name: str = "") -> str:
-        """The folder for the TensorBoard run ``name``. TensorFlow 1's FileWriter takes ``path(name)``
-        instead, since its event files don't tell whose they are."""
+        """The folder for the TensorBoard run ``name``. (Give TensorFlow 1's FileWriter a ``path``
+        instead: its event files don't tell whose they are.)"""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder)

@@ -108,40 +108,30 @@ model.compile(
 )
 
 # %%
-# What TensorBoard gets
-# ---------------------
-# Keras's callback writes loss and accuracy of both sets after each epoch. We add the graph, and
-# after each epoch the mean, deviation, extremes and histogram of all weights and biases. In the
-# Histograms tab, watch ``hidden1/kernel``: a flat block at step 0, a bell with long tails later.
-#
-# We also score the first 5,000 *training* images after each epoch, without dropout.
+# The training, and what TensorBoard gets
+# ---------------------------------------
+# Keras's callback writes loss and accuracy of both sets. We add the graph, and after each epoch the
+# mean, deviation, extremes and histogram of all weights and biases. In the Histograms tab, watch
+# ``hidden1/kernel``: a flat block at step 0, a bell with long tails later. We also score the first
+# 5,000 *training* images after each epoch, without dropout.
 
-plain_loss = []  # of training images, without dropout
-plain = mnist.batches(data.train_images[:5_000], data.train_labels[:5_000], 500)
+images = tf.TensorSpec([None, 28, 28], tf.uint8, name="images")
+write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(images))
 writer = tf.summary.create_file_writer(run.log_dir("weights"))
+plain = mnist.batches(data.train_images[:5_000], data.train_labels[:5_000], 500)
+plain_loss = []  # without dropout
 
 
-def look_at_weights(epoch: int) -> None:
-    """Write a summary of every weight and bias to TensorBoard."""
+def look(epoch: int) -> None:
+    """Summarise all weights after so many epochs, and score training images without dropout."""
+    plain_loss.append(model.evaluate(plain, verbose=0)[0])
     with writer.as_default():
         for weight in model.trainable_variables:
             variable_summaries(weight.path, weight, step=epoch)
         writer.flush()
 
 
-def after_epoch(epoch: int, logs: dict[str, float]) -> None:
-    """What is looked at after each epoch, counted from 0."""
-    plain_loss.append(model.evaluate(plain, verbose=0)[0])
-    look_at_weights(epoch + 1)
-
-
-look_at_weights(0)
-images = tf.TensorSpec([None, 28, 28], tf.uint8, name="images")
-write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(images))
-
-# %%
-# The training
-# ------------
+look(0)
 
 started = time.perf_counter()
 history = model.fit(
@@ -152,7 +142,7 @@ history = model.fit(
     verbose=run.verbose,
     callbacks=[
         keras.callbacks.TensorBoard(run.folder, write_graph=False),
-        keras.callbacks.LambdaCallback(on_epoch_end=after_epoch),
+        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: look(epoch + 1)),
     ],
 ).history
 train_seconds = time.perf_counter() - started
@@ -160,18 +150,17 @@ train_seconds = time.perf_counter() - started
 # %%
 # Why the training loss begins above the validation loss
 # ------------------------------------------------------
-# It looks like a mistake and has two causes. The training loss is measured with dropout on, so by a
-# network that misses a fifth of its values. And it is the mean over an epoch in which the network
-# was still learning, while validation comes at the end of it. The third curve is the loss of
-# training images without dropout, at the end of the epoch. It falls below the validation loss, and
-# the distance between these two is the overfitting.
+# The training loss is measured with dropout on, and it is the mean over an epoch in which the
+# network was still learning. Validation comes at the end of the epoch, with dropout off. The third
+# curve is the loss of training images under the same conditions. It falls below the validation
+# loss, and the distance between these two is the overfitting.
 
 figure = curves(
     {
         "cross-entropy": {
             "training, dropout on, mean over the epoch": history["loss"],
             "validation": history["val_loss"],
-            "training, dropout off, after the epoch": plain_loss,
+            "training, dropout off, after the epoch": plain_loss[1:],
         }
     },
     log=True,
@@ -181,9 +170,9 @@ run.save_figure(figure, "curves")
 # %%
 # Saved, and loaded
 # -----------------
-# One file holds the layers, the weights, the loss and the optimizer with its state. Nobody needs
-# the code above to use it. In TensorFlow 1 a ``Saver`` stored numbers under names only, and the
-# program that loaded them had to build the same graph first. Load only files that you trust.
+# One file holds the layers, the weights and the optimizer; nobody needs the code above to use it.
+# TensorFlow 1's ``Saver`` stored numbers under names only, and the program that loaded them had to
+# build the same graph first. Load only files that you trust.
 
 path = run.path("model.keras")
 model.save(path)

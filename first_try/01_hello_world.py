@@ -41,15 +41,17 @@ print(f"Eagerly, the product has a value: {product.numpy()}")
 # %%
 # What TensorFlow prints on its own
 # ---------------------------------
-# About ten lines on the error stream. None of them is an error, not even the one marked E.
+# About ten lines on the error stream. None of them means that something is wrong with your
+# installation, not even the one marked E.
 #
 # - "All log messages before absl::InitializeLog()": logging starts before it is set up.
 # - "oneDNN custom operations are on": Intel's library adds numbers in an order of its own, so the
 #   last digits may differ from another machine's.
 # - "Could not find cuda drivers" and "failed call to cuInit": there is no NVIDIA GPU to use.
-# - "This TensorFlow binary is optimized": the processor has instructions that not all have.
+# - "This TensorFlow binary is optimized": the processor has more instructions than TensorFlow was
+#   compiled for.
 # - "MLIR V1 optimization pass is not enabled": the first session says so.
-# - "Local rendezvous is aborting": a session stopped at an error, here the one we provoke below.
+# - "Local rendezvous is aborting": a session stopped at an error, here at the one that we provoke.
 
 # %%
 # The same in TensorFlow 1

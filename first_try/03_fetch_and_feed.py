@@ -171,7 +171,8 @@ for number in (2, 3, 2.0, tf.constant(2.0), tf.constant(3.0)):
 # %%
 # Both graphs in TensorBoard
 # --------------------------
-# The Graphs tab has two runs. In ``session``, the dotted line is the control dependency.
+# The Graphs tab has two runs. In ``session``, the dotted line to ``squares`` is the control
+# dependency.
 
 with graph.as_default():
     tf1.summary.FileWriter(run.path("session"), graph).close()

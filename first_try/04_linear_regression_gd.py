@@ -84,8 +84,9 @@ for _ in range(STEPS):
 # %%
 # By optimizer
 # ------------
-# An optimizer turns gradients into a step. ``SGD`` makes the one above; another one, such as
-# ``Adam``, is a change of one word. Loss, slope and intercept go to TensorBoard.
+# An optimizer turns gradients into a step. ``SGD`` makes the step above. To take another one, such
+# as ``Adam``, changes one word. Optimizers belong to Keras, a library that is installed with
+# TensorFlow; ``tf.keras`` is another name for it. Loss, w and b go to TensorBoard.
 
 w, b = tf.Variable(0.0), tf.Variable(0.0)
 optimizer = keras.optimizers.SGD(RATE)
@@ -102,17 +103,17 @@ with tf.summary.create_file_writer(run.log_dir()).as_default():
 # %%
 # By TensorFlow 1
 # ---------------
-# ``minimize`` added the derivatives of the loss and the assignments to the graph. Each ``run`` of
-# it made one step.
+# ``minimize`` added the derivatives of the loss and the assignments to the graph, as one operation.
+# Each time a session ran it, w and b made one step.
 
 with tf.Graph().as_default(), tf1.Session() as session:
     w, b = tf1.Variable(0.0), tf1.Variable(0.0)
     loss = tf.reduce_mean(tf.square(w * x + b - y))
-    train = tf1.train.GradientDescentOptimizer(RATE).minimize(loss)
+    one_step = tf1.train.GradientDescentOptimizer(RATE).minimize(loss)
     session.run(tf1.global_variables_initializer())
     by_session = [session.run((w, b))]
     for _ in range(STEPS):
-        session.run(train)
+        session.run(one_step)
         by_session.append(session.run((w, b)))
 
 # %%

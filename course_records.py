@@ -25,6 +25,7 @@ RESULTS = ROOT / "docs" / "results"
 CHAPTERS = ("first_try", "linear", "tensorboard_demos", "cnn", "rnn")  # that are recorded
 READMES = ("README.md", "README.zh-CN.md", *(f"{chapter}/README.md" for chapter in CHAPTERS))
 HEADS = (["result", "time"], ["结果", "用时"])  # the last two columns of the tables
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- end -->\n)", re.DOTALL)
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -191,15 +192,21 @@ def result_cell(record: dict[str, Any], chinese: bool = False) -> str:
     first two metrics."""
     metrics = record["metrics"]
     if "test_accuracy" not in metrics:
-        shown = [(name, format_metric(name, metrics[name]["mean"])) for name in [*metrics][:2]]
-        if chinese:  # the names as they stand in the file
-            shown = [(name, f"`{name}` {text.rsplit(' ', 1)[1]}") for name, text in shown]
-        return ("，" if chinese else ", ").join(text.replace("%", " %") for _, text in shown)
+        shown = [_metric(name, metrics[name]["mean"], chinese) for name in [*metrics][:2]]
+        return ("，" if chinese else ", ").join(shown)
     accuracy = metrics["test_accuracy"]
     spread = "" if accuracy["sd"] is None else f" ± {100 * accuracy['sd']:.2f}"
     low, high = (f"{100 * end:.2f}" for end in accuracy.get("interval", (0, 1)))
     interval = f"（{low} 至 {high}）" if chinese else f" ({low} to {high})"
     return f"**{100 * accuracy['mean']:.2f} %**{spread}{interval if 'interval' in accuracy else ''}"
+
+
+def _metric(name: str, value: float, chinese: bool) -> str:
+    """A metric in a table; in Chinese with its name as it stands in the file."""
+    words, _, number = format_metric(name, value).rpartition(" ")
+    digits, e, power = number.replace("%", " %").partition("e")
+    power = f" × 10{str(int(power)).translate(SUPERSCRIPTS)}" if e else ""
+    return f"{f'`{name}`' if chinese else words} {digits}{power}"
 
 
 def measured_on(records: Sequence[dict[str, Any]], chinese: bool = False) -> str:

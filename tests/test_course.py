@@ -34,7 +34,7 @@ parser.add_argument("--quick", action="store_true")
 parser.add_argument("--seed", type=int, default=1)
 parser.add_argument("--run-dir", type=pathlib.Path)
 args = parser.parse_args()
-result = {"script": "SCRIPT", "metrics": metrics.make(args.seed), "seed": args.seed,
+result = {"script": "THIS_SCRIPT", "metrics": metrics.make(args.seed), "seed": args.seed,
           "arguments": {"quick": args.quick}, "train_seconds": args.seed / 8, "parameters": 7,
           "data": {"source": "x", "stand_in": STAND_IN, "test_images": 10_000}}
 (args.run_dir / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -76,7 +76,7 @@ def course(tmp_path: Path) -> Path:
     for name, text in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text.replace("SCRIPT", name), encoding="utf-8")
+        path.write_text(text.replace("THIS_SCRIPT", name), encoding="utf-8")
     return tmp_path
 
 
@@ -355,11 +355,11 @@ def test_expected_times_follow_the_speed_of_the_convolution(course, known_machin
 
 
 def test_results_without_an_accuracy_are_shown_by_their_first_two_metrics():
-    metrics = {"steps": 30.0, "loss_left": 0.000351234, "third": 1.0}
+    metrics = {"steps": 30.0, "loss_left": 1.6354e-06, "third": 1.0}
     record = {"metrics": {name: {"mean": value} for name, value in metrics.items()}}
-    assert course_records.result_cell(record) == "steps 30, loss left 0.0003512"
+    assert course_records.result_cell(record) == "steps 30, loss left 1.635 × 10⁻⁶"
     chinese = course_records.result_cell(record, chinese=True)
-    assert chinese == "`steps` 30，`loss_left` 0.0003512"
+    assert chinese == "`steps` 30，`loss_left` 1.635 × 10⁻⁶"
     assert [course_records.time_cell(s) for s in (0.2, 36.4, 99, 100, 150.1)] == [
         "1 s",
         "36 s",

@@ -1,290 +1,225 @@
 """Regression with one hidden layer
 ================================
 
-You learn: how ten tanh units bend a straight line into a parabola; how to write the network
-and its gradient descent with nothing but ``tf.Variable`` and ``tf.GradientTape``; and why a
-bias has one value for each unit, never one for each point of the batch.
+You learn: how ten tanh units bend a straight line into a parabola, how gradient descent trains
+them in TensorFlow 2, in Keras and in TensorFlow 1, and what a bias of the wrong shape does.
 
 Run::
 
     python linear/01_linear_activation_regression.py
 
-You should see: after 10,000 steps a loss of 0.00035, where noise alone makes 0.00034, and a
-curve 0.004 from x² (root mean square), with points that lie 0.019 from it. The network with a
-bias for each point reaches a loss of zero, is as far from x² as the noisy points themselves,
-and can't predict 50 points.
+You should see: points that lie 0.019 from x² (root mean square), and a curve learned from them
+that lies 0.004 from it. ``fit.png`` shows it beside a network whose bias has the wrong shape, and
+``hidden_units.png`` shows how ten units make a parabola.
 
-Time: 8 s on two CPU cores, of which 6 s go into importing TensorFlow.
+Time: 10 s on two CPU cores, more than half of it to import TensorFlow.
 """
 
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from utils.run import Run, make_parser, positive_float, positive_int
+from utils.figures import BLUE, ORANGE
+from utils.run import Run, make_parser
 
-parser = make_parser(__doc__)
-parser.add_argument("--steps", type=positive_int, default=10_000, help="steps of gradient descent")
-parser.add_argument("--learning-rate", type=positive_float, default=0.3, help="size of a step")
-run = Run(parser, __file__)
-args = run.args
+POINTS, NOISE = 200, 0.02  # the noise's standard deviation
+UNITS, RATE, STEPS = 10, 0.3, 10_000
+
+run = Run(make_parser(__doc__), __file__)
 
 # %%
 # The data
 # --------
-# 200 points on the parabola y = x², each moved up or down by noise of standard deviation 0.02.
-# In TensorFlow 1 both arrays went through ``tf.placeholder(tf.float32, [None, 1])``; today
-# they are arguments. They stay matrices with one column: a row for each point.
+# 200 points of the parabola y = x², each moved up or down by random noise. Both arrays are matrices
+# with one column and a row for each point. Keep the column: "Try it" shows what happens without.
 
-POINTS, UNITS, NOISE = 200, 10, 0.02
-rng = np.random.default_rng(args.seed)
+rng = np.random.default_rng(run.args.seed)
 x = np.linspace(-0.5, 0.5, POINTS, dtype=np.float32)[:, np.newaxis]  # [200, 1]
-truth = np.square(x)  # [200, 1]
-noise = rng.normal(0, NOISE, (POINTS, 1)).astype(np.float32)
-y = truth + noise  # [200, 1]
+truth = x**2  # [200, 1]
+y = truth + rng.normal(0, NOISE, truth.shape).astype(np.float32)  # [200, 1]
 
 # %%
 # The network
 # -----------
-# One hidden layer and a linear output:
+# A hidden layer of ten units, and a linear output:
 #
-# .. math:: h = \tanh(x W_1 + b_1), \qquad \hat y = h W_2 + b_2 .
+# .. math:: h = \tanh(x W_1 + b_1), \qquad \hat y = h W_2 + b_2
 #
-# The shapes are x [n, 1], W₁ [1, 10], b₁ [10], h [n, 10], W₂ [10, 1], b₂ [1], ŷ [n, 1]. The
-# biases have no axis for the points: the same ten numbers are added to every row, however many
-# rows there are. That is broadcasting, and it is what "bias" means.
+# The biases have no axis for the points: the same ten numbers are added to every row. The output
+# has no tanh, since a tanh never reaches a y of 1 or more.
 #
-# The output has no tanh. A tanh there would bend the result a second time and shut it in
-# between -1 and 1: for values up to 0.25 one may get away with it, for y = 3 one could not.
-#
-# The start matters as well. tanh is odd, tanh(-a) = -tanh(a), so ten units with zero bias add
-# up to an odd function, and x² is even. Small random biases break that tie at once; from zero
-# biases, gradient descent has to find its own way out first.
-
-
-def predict(inputs: np.ndarray | tf.Tensor, parameters: list[tf.Variable]) -> tf.Tensor:
-    """The network's output.
-
-    Args:
-        inputs: float32 of shape [n, 1].
-        parameters: W₁ [1, 10], b₁ [10], W₂ [10, 1], b₂ [1].
-
-    Returns:
-        float32 of shape [n, 1].
-    """
-    w1, b1, w2, b2 = parameters
-    return tf.tanh(inputs @ w1 + b1) @ w2 + b2
-
+# Weights and biases start from random numbers. Units that start equal stay equal. And a network
+# without biases is odd, f(-x) = -f(x), because tanh is; x² is even.
 
 start = [
-    array.astype(np.float32)
-    for array in (
-        rng.normal(0, 2.0, (1, UNITS)),  # W₁: wide, so that the units bend at different slopes
-        rng.normal(0, 0.3, UNITS),  # b₁
-        rng.normal(0, 0.3, (UNITS, 1)),  # W₂
-        np.zeros(1),  # b₂
-    )
+    rng.normal(0, 2, (1, UNITS)),  # W₁
+    rng.normal(0, 0.3, UNITS),  # b₁
+    rng.normal(0, 0.3, (UNITS, 1)),  # W₂
+    np.zeros(1),  # b₂
 ]
+start = [array.astype(np.float32) for array in start]
+
+
+def network(x: np.ndarray, parameters: list[tf.Variable]) -> tf.Tensor:
+    """The output [n, 1] for ``x`` [n, 1]; the parameters are W₁, b₁, W₂ and b₂."""
+    w1, b1, w2, b2 = parameters
+    return tf.tanh(x @ w1 + b1) @ w2 + b2
+
 
 # %%
 # Gradient descent
 # ----------------
-# The loss is the mean squared error. A step goes against each gradient by the learning rate.
+# The loss is the mean squared error. ``GradientTape`` records what is calculated, and gives the
+# derivative of the loss by each parameter. A step moves each parameter against its derivative.
 #
-# ``tf.function`` makes a graph of ``descend``, in which ``tf.range`` makes the loop itself part
-# of the graph: a thousand steps are one call. TensorFlow 1 called ``sess.run(train_step)`` for
-# each of them, and most of the time went into the calls.
+# ``tf.function`` turns ``descend`` into a graph, and ``tf.range`` makes the loop a part of it: 100
+# steps are one call.
 
 
-def mean_squared_error(outputs: tf.Tensor, targets: np.ndarray) -> tf.Tensor:
-    """The mean of the squared differences of two tensors [n, 1]; a scalar."""
-    return tf.reduce_mean(tf.square(outputs - targets))
+def loss_of(parameters: list[tf.Variable]) -> tf.Tensor:
+    """The mean squared error on all points, a scalar."""
+    return tf.reduce_mean(tf.square(network(x, parameters) - y))
 
 
 @tf.function
-def descend(parameters: list[tf.Variable], count: tf.Tensor) -> None:
-    """``count`` (int32 scalar) steps of gradient descent on all points, in place."""
-    for _ in tf.range(count):
+def descend(parameters: list[tf.Variable]) -> None:
+    """Make 100 steps."""
+    for _ in tf.range(100):
         with tf.GradientTape() as tape:
-            loss = mean_squared_error(predict(x, parameters), y)
-        gradients = tape.gradient(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.assign_sub(args.learning_rate * gradient)
+            loss = loss_of(parameters)
+        for parameter, gradient in zip(parameters, tape.gradient(loss, parameters), strict=True):
+            parameter.assign_sub(RATE * gradient)
 
 
-SHOWN = sorted(step for step in {0, 30, 300, 3_000, args.steps} if step <= args.steps)
-LOG_EVERY = 50
+def train(parameters: list[tf.Variable], name: str) -> np.ndarray:
+    """Make all steps, log the loss as the TensorBoard run ``name``, return the output [200, 1]."""
+    with tf.summary.create_file_writer(run.log_dir(name)).as_default():
+        for step in range(0, STEPS, 100):
+            tf.summary.scalar("loss", loss_of(parameters), step)
+            descend(parameters)
+    return network(x, parameters).numpy()
 
 
-def train(values: list[np.ndarray], name: str) -> tuple[list[tf.Variable], dict[int, np.ndarray]]:
-    """Train from ``values``, logging the loss to the TensorBoard run ``name``.
-
-    Returns:
-        The parameters after the last step, and the predictions [200, 1] at the steps SHOWN.
-    """
-    parameters = [tf.Variable(value) for value in values]
-    predictions = {}
-    writer = tf.summary.create_file_writer(run.log_dir(name))
-    done = 0
-    with writer.as_default():
-        for step in sorted({*SHOWN, *range(0, args.steps, LOG_EVERY)}):
-            descend(parameters, tf.constant(step - done))
-            done = step
-            outputs = predict(x, parameters)
-            loss = mean_squared_error(outputs, y)
-            if not np.isfinite(loss):
-                raise SystemExit(
-                    f"{name}: the loss is no finite number after {step} steps. "
-                    f"--learning-rate {args.learning_rate:g} is too large: make it smaller."
-                )
-            tf.summary.scalar("loss", loss, step)
-            if step in SHOWN:
-                predictions[step] = outputs.numpy()
-    writer.close()
-    return parameters, predictions
-
-
-parameters, predictions = train(start, "bias_per_unit")
+parameters = [tf.Variable(array) for array in start]
+fit = train(parameters, "bias_per_unit")
 
 # %%
 # How good is it?
 # ---------------
-# Two second opinions. The noise floor is the loss of x² itself, which only noise keeps from
-# zero: a fit far above it has more to learn, a fit far below it has learned the noise. And
-# ``np.polyfit`` finds the best parabola at once; it is told what the network has to find out,
-# that the curve is a parabola. The distance to x² is what we are after; with real data, where
-# the truth is unknown, it can't be measured.
-
-
-def distance(outputs: np.ndarray | tf.Tensor) -> float:
-    """Root of the mean squared distance of ``outputs`` [200, 1] to x²."""
-    return float(np.sqrt(mean_squared_error(outputs, truth)))
-
+# Even x² itself has a loss above zero, because of the noise. A fit far below this *noise floor* has
+# learned the noise. What we are after is the distance to x², the root of the mean squared
+# difference. With real data nobody knows it.
+#
+# ``np.polyfit`` finds the best parabola at once. It was told what the network had to find out.
 
 parabola = np.polyval(np.polyfit(x[:, 0], y[:, 0], 2), x)  # [200, 1]
-noise_floor = float(np.mean(np.square(noise)))
-print("                        loss    distance to x²")
-for step, outputs in predictions.items():
-    loss = mean_squared_error(outputs, y)
-    print(f"after {step:6,d} steps  {loss:.6f}  {distance(outputs):.4f}")
-print(f"best parabola       {mean_squared_error(parabola, y):.6f}  {distance(parabola):.4f}")
-print(f"x² (noise floor)    {noise_floor:.6f}  0")
+fits = {"network": fit, "best parabola": parabola, "x² (noise floor)": truth, "points": y}
+print("                     loss   distance to x²")
+for name, outputs in fits.items():
+    loss, distance = np.mean((outputs - y) ** 2), np.sqrt(np.mean((outputs - truth) ** 2))
+    print(f"{name:17s}{loss:8.5f} {distance:16.4f}")
 
-figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-axes.scatter(x, y, s=8, color="0.7", label="data")
-axes.plot(x, truth, color="black", linestyle=":", label="x²")
-colors = plt.colormaps["viridis_r"](np.linspace(0.15, 1, len(SHOWN)))
-for (step, outputs), color in zip(predictions.items(), colors, strict=True):
-    axes.plot(x, outputs, color=color, label=f"step {step:,}")
-axes.set(xlabel="x", ylabel="y", title="The fit during the descent", ylim=(-0.1, 0.35))
-axes.legend(ncols=2)
-run.save_figure(figure, "fit")
+# %%
+# The same in Keras
+# -----------------
+# ``Dense`` is x W + b and an activation. ``fit`` is the loop, and SGD with all points in one batch
+# is plain gradient descent.
+
+model = keras.Sequential(
+    [keras.Input((1,)), keras.layers.Dense(UNITS, "tanh"), keras.layers.Dense(1)]
+)
+model.set_weights(start)
+model.compile(keras.optimizers.SGD(RATE), "mean_squared_error", steps_per_execution=500)
+model.fit(tf.data.Dataset.from_tensors((x, y)).repeat(STEPS), shuffle=False, verbose=0)
+keras_fit = model.predict(x, verbose=0)
+
+# %%
+# The same in TensorFlow 1
+# ------------------------
+# First the graph was built, with placeholders for the data. ``minimize`` added the derivatives and
+# the step to it. Then a session ran the step, once for each call. All three programs make the same
+# 10,000 steps, so they end at the same curve.
+
+v1 = tf.compat.v1
+with tf.Graph().as_default(), v1.Session() as session:
+    inputs = v1.placeholder(tf.float32, [None, 1])
+    targets = v1.placeholder(tf.float32, [None, 1])
+    w1, b1, w2, b2 = (v1.Variable(array) for array in start)
+    outputs = tf.matmul(tf.tanh(tf.matmul(inputs, w1) + b1), w2) + b2
+    loss = tf.reduce_mean(tf.square(outputs - targets))
+    train_step = v1.train.GradientDescentOptimizer(RATE).minimize(loss)
+    session.run(v1.global_variables_initializer())
+    for _ in range(STEPS):
+        session.run(train_step, feed_dict={inputs: x, targets: y})
+    v1_fit = session.run(outputs, feed_dict={inputs: x})
+
+assert np.allclose(fit, keras_fit, atol=1e-5)
+assert np.allclose(fit, v1_fit, atol=1e-5)
 
 # %%
 # What the ten units do
 # ---------------------
-# ``hidden_units.png`` takes the result apart. On the left stand the outputs h of the ten
-# units: stretches of one and the same tanh, steep or flat, rising or falling, each moved
-# sideways by its bias. On the right each is multiplied by its weight in W₂; their sum, plus
-# b₂, is the fit. No unit looks like a parabola. What they share is slope: where falling units
-# and rising units cancel, in the middle, the sum is flat; to the left the rising ones are
-# saturated and the falling ones win, to the right it is the other way round.
+# On the left are the outputs h of the ten units. All are pieces of the same tanh: steep or flat,
+# rising or falling, and moved sideways by the bias. On the right each is multiplied by its weight
+# in W₂. Their sum plus b₂ is the fit. No unit looks like a parabola.
 
 w1, b1, w2, b2 = (parameter.numpy() for parameter in parameters)
 hidden = np.tanh(x @ w1 + b1)  # [200, 10]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-colors = plt.colormaps["viridis"](np.linspace(0, 0.9, UNITS))
-for unit, color in enumerate(colors):
-    left.plot(x, hidden[:, unit], color=color)
-    right.plot(x, hidden[:, unit] * w2[unit], color=color, alpha=0.7)
-right.plot(x, hidden @ w2 + b2, color="black", linewidth=2.5, label="sum + b₂: the fit")
-left.set(xlabel="x", ylabel="h", title="Outputs of the ten hidden units")
-right.set(xlabel="x", ylabel="h · W₂", title="The same, times their weights")
+left.plot(x, hidden)
+left.set(xlabel="x", title="h, the outputs of the ten units")
+right.plot(x, hidden * w2[:, 0], alpha=0.7)
+right.plot(x, hidden @ w2 + b2, color="black", linewidth=2.5, label="their sum + b₂")
+right.set(xlabel="x", title="h · W₂")
 right.legend()
 run.save_figure(figure, "hidden_units")
 
 # %%
-# A bias with the batch's shape
-# -----------------------------
-# A fault that beginners' scripts for TensorFlow 1 passed on: the bias is made with the shape of
-# what it is added to, ``tf.Variable(tf.zeros([200, 10]))`` for a batch of 200 points. All shapes
-# agree, nothing complains, and the loss falls faster than before. But now every point owns
-# ten hidden biases and an output bias, 2,200 numbers instead of 11, and gradient descent
-# turns them until each point's noise is met. That is memory, not regression.
+# A bias of the wrong shape
+# -------------------------
+# Many scripts for TensorFlow 1 gave the bias the shape of what it is added to: [200, 10] for a
+# batch of 200 points. Nothing complains, and the loss falls to zero. But now every point has biases
+# of its own, and they learn its noise. The loss doesn't tell; the distance to x² does.
 #
-# Both networks start as the same function, since the biases start with equal rows.
+# And the network is of no use. It has no biases for 50 other points. A single point is added to all
+# 200 biases: 200 answers to one question, without an error.
 
-per_point = [start[0], np.tile(start[1], (POINTS, 1)), start[2], np.tile(start[3], (POINTS, 1))]
-faulty, faulty_predictions = train(per_point, "bias_per_point")
-np.testing.assert_allclose(faulty_predictions[0], predictions[0], rtol=1e-5, atol=1e-6)
-
-# %%
-# The loss on the training points makes the fault look like a triumph. Measure the same 200
-# places once more, with new noise, and it loses: its predictions carry the old noise, which
-# adds to the new one, so the loss is about twice the noise's variance. The correlation of its
-# error with the old noise says it outright.
-
-y_again = truth + rng.normal(0, NOISE, (POINTS, 1)).astype(np.float32)
-rows = []
-for network, outputs in ((parameters, predictions), (faulty, faulty_predictions)):
-    last = outputs[args.steps]
-    rows.append(
-        {
-            "parameters": sum(int(np.prod(parameter.shape)) for parameter in network),
-            "loss on the training points": float(mean_squared_error(last, y)),
-            "loss on new noise": float(mean_squared_error(last, y_again)),
-            "distance to x²": distance(last),
-            "correlation with the noise": np.corrcoef((last - truth).T, noise.T)[0, 1],
-        }
-    )
-print(f"\n{'':30s}{'bias per unit':>16s}{'bias per point':>16s}")
-for row in rows[0]:
-    texts = (f"{r[row]:,}" if row == "parameters" else f"{r[row]:.6f}" for r in rows)
-    print(f"{row:30s}{next(texts):>16s}{next(texts):>16s}")
-
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
-for axes, outputs, name in (
-    (left, predictions, "Bias per unit: 31 parameters"),
-    (right, faulty_predictions, f"Bias per point: {rows[1]['parameters']:,} parameters"),
-):
-    axes.scatter(x, y, s=8, color="0.7", label="data")
-    axes.plot(x, outputs[args.steps], color="#0072B2", linewidth=1, label="prediction")
-    axes.plot(x, truth, color="black", linestyle=":", label="x²")
-    axes.set(xlabel="x", title=name)
-left.set_ylabel("y")
-left.legend()
-run.save_figure(figure, "bias_per_point")
-
-# %%
-# And it can't be used: for 50 new points there are no biases. In TensorFlow 1 this showed
-# only in ``sess.run``, when someone first fed another number of points, such as the last, smaller
-# batch of an epoch. One new point alone is worse still: it is broadcast against all 200 biases,
-# and 200 answers to one question come back without any error. (TensorFlow also logs the error
-# that is caught here; the line with ``local_rendezvous`` is that.)
-
-x_new = np.linspace(-0.5, 0.5, 50, dtype=np.float32)[:, np.newaxis]  # [50, 1]
-print(f"\nbias per unit:  50 points in, {len(predict(x_new, parameters))} predictions out")
+per_point = [tf.Variable(array) for array in start]
+per_point[1] = tf.Variable(np.tile(start[1], (POINTS, 1)))  # b₁ [200, 10]
+per_point[3] = tf.Variable(np.tile(start[3], (POINTS, 1)))  # b₂ [200, 1]
+wrong_fit = train(per_point, "bias_per_point")
+wrong_distance = np.sqrt(np.mean((wrong_fit - truth) ** 2))
+print(f"a bias for each point: loss {np.mean((wrong_fit - y) ** 2):.5f}", end=", ")
+print(f"distance {wrong_distance:.4f}; 1 point in, {len(network(x[:1], per_point))} out")
 try:
-    predict(x_new, faulty)
+    network(x[:50], per_point)
 except tf.errors.InvalidArgumentError as error:
-    reason = error.message.split("}} ")[-1].partition(" [Op")[0]
-    print(f"bias per point: 50 points in: {reason}")
-else:
-    raise AssertionError("200 biases for 50 points should not have been accepted")
-print(f"bias per point: 1 point in, {len(predict(x_new[:1], faulty))} predictions out")
+    print(f"50 points in:{error.message.split('}}')[-1]}")
+
+figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+for panel, outputs, owner in zip(panels, (fit, wrong_fit), ("unit", "point"), strict=True):
+    panel.scatter(x, y, s=8, color="0.7", label="points")
+    panel.plot(x, outputs, color=BLUE, label="network")
+    panel.plot(x, truth, ":", color=ORANGE, label="x²")
+    panel.set(xlabel="x", title=f"A bias for each {owner}")
+panels[0].legend()
+run.save_figure(figure, "fit")
 
 run.finish(
     {
-        "loss": rows[0]["loss on the training points"],
-        "noise_floor": noise_floor,
-        "parabola_loss": mean_squared_error(parabola, y),
-        "distance": rows[0]["distance to x²"],
-        "parabola_distance": distance(parabola),
-        "new_noise_loss": rows[0]["loss on new noise"],
-        "bias_per_point_loss": rows[1]["loss on the training points"],
-        "bias_per_point_distance": rows[1]["distance to x²"],
-        "bias_per_point_new_noise_loss": rows[1]["loss on new noise"],
-        "bias_per_point_noise_correlation": rows[1]["correlation with the noise"],
+        "loss": np.mean((fit - y) ** 2),
+        "distance": np.sqrt(np.mean((fit - truth) ** 2)),
+        "points_distance": np.sqrt(np.mean((y - truth) ** 2)),
+        "bias_per_point_distance": wrong_distance,
     },
-    parameters=rows[0]["parameters"],
+    parameters=model.count_params(),
 )
+
+# %%
+# Try it
+# ------
+# 1. Set ``UNITS`` to 1, then to 2. How many units does it take to go down and up again?
+# 2. Print ``np.mean((fit - y) ** 2)`` and ``np.mean((fit - y[:, 0]) ** 2)``. Why is the second so
+#    much larger? (What is the shape of ``fit - y[:, 0]``?) A network trained with such a loss ends
+#    as a nearly flat line: every output is compared with every y.

@@ -61,9 +61,8 @@ run.save_figure(picture_grid(data.train_images[:16], data.train_labels[:16]), "d
 # 784 pixels, 500 units, 300 units, 10 outputs. A unit multiplies every value of the layer before by
 # a weight of its own, adds them up and adds a bias. The hidden units then apply tanh to the sum.
 #
-# - The pixels come in as bytes from 0 to 255. Inside the model their mean is subtracted and they are
-#   divided by their standard deviation. Whoever loads the saved file can't forget this and can't do
-#   it twice.
+# - The pixels come in as bytes from 0 to 255. The model subtracts their mean and divides by their
+#   standard deviation. Whoever loads the saved file can't forget this and can't do it twice.
 # - Dropout sets a random fifth of the values to zero in each training step and multiplies the rest
 #   by 1/0.8, so that the sums keep their size on average. ``fit`` turns it on; ``evaluate`` and
 #   ``predict`` turn it off. TensorFlow 1 scripts fed the share to *keep* into a placeholder, and

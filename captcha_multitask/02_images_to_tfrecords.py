@@ -432,7 +432,7 @@ def main() -> None:
     write_json(run.path("rejected.json"), names)
     if faults:
         print_faults(faults, folder)
-        print(f"All of them: {readable(run.folder / 'rejected.json')}")
+        print(f"All of them: {readable(run.path('rejected.json'))}")
     if not pictures:
         raise SystemExit(
             f"None of the {len(paths):,} files in {folder} can be used. Do --alphabet and --length "

@@ -57,6 +57,12 @@ class Finished:
     def metrics(self) -> dict[str, float]:
         return self.result["metrics"]
 
+    @property
+    def figures(self) -> list[str]:
+        """The figures by their names: ``curves`` is ``curves.png``, or ``curves-1.png`` where that
+        name was taken."""
+        return [re.sub(r"(-\d+)?\.png$", "", figure) for figure in self.result["figures"]]
+
     def events(self, name: str = "") -> "Events":
         """The event files of the TensorBoard run ``name``."""
         return Events(self.folder / name)
@@ -116,10 +122,11 @@ def run_quick(script: str, folder: Path, *flags: str | Path) -> Finished:
         with Image.open(folder / figure) as image:
             assert min(image.size) > 200
             assert len(image.convert("RGB").getcolors(1 << 24)) > 2, f"{figure} is blank"
-        tag = re.sub(r"(-\d+)?\.png$", "", figure)
-        assert tag in Events(folder / "figures").tags("images")
+    finished = Finished(done.stdout, folder, result)
+    if finished.figures:
+        assert set(finished.figures) <= finished.events("figures").tags("images")
     assert "tensorboard" in done.stdout.lower().splitlines()[-1]
-    return Finished(done.stdout, folder, result)
+    return finished
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import captcha.image
 import cloudpickle
 import numpy as np
 import pytest
-from helpers import ROOT, Finished, load_script, run_quick
+from helpers import ROOT, load_script
 from PIL import Image, ImageDraw
 from test_tfrecord import example_by_hand, framed_records
 
@@ -699,37 +699,3 @@ def test_what_worker_processes_import_has_no_tensorflow():
     )
     scripts = [ROOT / GENERATE, ROOT / CONVERT]
     assert subprocess.run([sys.executable, "-c", program, *scripts]).returncode == 0
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Finished, Path]:
-    folder = tmp_path_factory.mktemp("quick")
-    drawn = run_quick(GENERATE, folder / "run1", "--out", folder / "images", "--count", "200")
-    written = run_quick(
-        CONVERT, folder / "run2", "--images", folder / "images", "--out", folder / "records"
-    )
-    return drawn, written, folder
-
-
-def test_both_scripts_run_one_after_the_other(quick):
-    drawn, written, folder = quick
-    assert drawn.result["figures"] == ["samples.png", "warps.png"]
-    assert drawn.metrics["images"] == 200
-    assert drawn.metrics["images_per_second"] > 1
-    assert "02_images_to_tfrecords.py --quick --images" in drawn.output
-    assert written.result["figures"] == ["characters.png"]
-    assert written.metrics == {
-        "images": 200,
-        "left_out": 0,
-        "train_images": 140,
-        "validation_images": 30,
-        "test_images": 30,
-    }
-    assert 'key: "classes"' in written.output
-    assert json.loads((written.folder / "rejected.json").read_text(encoding="utf-8")) == {}
-    splits = read_info(folder / "records")["splits"]
-    assert {split: len(shards) for split, shards in splits.items()} == {
-        "train": 2,
-        "validation": 2,
-        "test": 2,
-    }

@@ -237,8 +237,7 @@ def test_known_answers_give_exactly_these_metrics(tested):
     assert "trained on legacy" in tested.output
     product = np.prod([metrics[f"position_{k}_accuracy"] for k in (1, 2, 3, 4)])
     assert f"With independent mistakes {product:.2%}" in tested.output
-    figures = ["confusion.png", "calibration.png", "mistakes.png", "successes.png"]
-    assert tested.result["figures"] == figures
+    assert tested.figures == ["confusion", "calibration", "mistakes", "successes"]
 
 
 def test_every_test_image_is_in_predictions_once_in_order(tested):

@@ -443,6 +443,6 @@ def untrained(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_an_untrained_network_says_so_loudly(untrained):
     assert untrained.result["data"]["stand_in"] is True
     assert "UNTRAINED" in untrained.output
-    assert untrained.result["figures"] == ["predictions.png"]
+    assert untrained.figures == ["predictions"]
     (lines,) = read_csv(untrained.folder).values()
     assert [float(line["probability"]) for line in lines] == pytest.approx([0.001] * 5, rel=0.3)

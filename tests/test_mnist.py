@@ -111,7 +111,8 @@ def test_a_local_folder_comes_first(world, tiny, monkeypatch):
     monkeypatch.setenv("COURSE_OFFLINE", "1")
     data = mnist.load(world / "mine")
     assert_is(data, tiny)
-    assert data.describe() == {"source": f"MNIST in {world / 'mine' / 'mnist'}", "stand_in": False}
+    source = f"MNIST in {world / 'mine' / 'mnist'}"
+    assert data.describe() == {"source": source, "stand_in": False, "test_images": 20}
     monkeypatch.setenv("COURSE_DATA", str(world / "mine"))
     assert mnist.load().source == data.source
     shutil.copytree(world / "mine", world / "other")
@@ -178,6 +179,7 @@ def test_the_stand_in_comes_last_and_is_loud(world, monkeypatch, capsys):
     assert data.describe() == {
         "source": "scikit-learn's digits (stand-in for MNIST)",
         "stand_in": True,
+        "test_images": 300,
     }
     errors = capsys.readouterr().err
     (loud,) = [line for line in errors.splitlines() if "STAND-IN DATA" in line]
@@ -283,6 +285,41 @@ def test_the_stand_in_images_belong_to_their_labels():
         assert digits.target[places[-1]] == label
     assert min(places) < 100, "the parts are mixed: scikit-learn has the digits writer by writer"
     assert max(places) > 1_700
+
+
+def test_the_first_images_and_the_whole_test_set():
+    data = mnist.stand_in()
+    few = data.first(train=30, validation=20)
+    for part, count in zip(PARTS, (30, 20, 300), strict=True):
+        for kind in ("images", "labels"):
+            whole = getattr(data, f"{part}_{kind}")
+            np.testing.assert_array_equal(getattr(few, f"{part}_{kind}"), whole[:count])
+    assert few.describe() == data.describe()
+    assert len(data.first(train=10**6, validation=10**6).train_images) == 1_297
+
+
+def test_batches_hold_every_image_once_an_epoch_with_its_label():
+    images = np.arange(50, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)
+    labels = np.arange(50, dtype=np.uint8)
+
+    def epochs(count: int, seed: int | None) -> list[list[int]]:
+        dataset = mnist.batches(images, labels, 16, seed)
+        assert len(dataset) == 4
+        found = []
+        for _ in range(count):
+            batches = [(some.numpy(), y.numpy()) for some, y in dataset]
+            assert [len(y) for _, y in batches] == [16, 16, 16, 2]
+            assert all((some == y[:, None, None]).all() for some, y in batches)
+            found.append(np.concatenate([y for _, y in batches]).tolist())
+        return found
+
+    in_order = list(range(50))
+    assert epochs(2, None) == [in_order, in_order]
+    first, second = epochs(2, seed=1)
+    assert sorted(first) == sorted(second) == in_order
+    assert len({tuple(x) for x in (in_order, first, second)}) == 3, "shuffled anew each epoch"
+    assert epochs(2, seed=1) == [first, second], "the same seed, the same order"
+    assert epochs(1, seed=2)[0] != first
 
 
 def test_as_a_script_it_says_which_mnist_is_used(tmp_path):

@@ -115,7 +115,7 @@ def test_a_run_leaves_its_files_and_says_how_good_it_is(finished, place):
         assert facts["files"][path.name] == sha256(path)
     assert facts["files"]["labels.txt"] == sha256(place / "labels.txt")
     assert not [*place.rglob("*.tmp*")]
-    assert not (finished.folder / "backup").exists()
+    assert not [*finished.folder.rglob("ckpt-*")]
     result, metrics = finished.result, finished.metrics
     assert result["photos"]["left_out"] == 0
     assert sum(result["photos"].values()) == 3 * COUNT
@@ -532,6 +532,7 @@ def head_run(script: ModuleType, folder: Path, *flags: str) -> SimpleNamespace:
         backup=folder / "backup",
         resuming=False,
         log_dir=lambda name: str(folder / name),
+        path=lambda name: folder / name,
     )
 
 
@@ -855,10 +856,12 @@ def test_a_photo_that_changes_or_that_tensorflow_cannot_decode(
 def test_summaries_dir_gets_the_event_files(script, bottlenecks, folder, tmp_path, capsys):
     flags = ["--image-dir", folder, "--summaries_dir", tmp_path / "logs"]
     flags += ["--head", "linear", "--class-weights", "balanced", "--test_batch_size", "2"]
-    for _ in range(2):
-        retrain(script, tmp_path, *flags, network=fake(bottlenecks))
-    for name in ("train", "validation", "projector", "figures", "graph"):
-        assert len([*(tmp_path / "logs" / name).glob("events.*")]) == 1, name
+    retrain(script, tmp_path, *flags, network=fake(bottlenecks))
+    folders = ("train", "validation", "projector", "figures", "graph")
+    files = {name: [*(tmp_path / "logs" / name).glob("events.*")] for name in folders}
+    assert [len(some) for some in files.values()] == [1, 1, 1, 1, 1]
+    retrain(script, tmp_path, *flags, network=fake(bottlenecks))
+    assert all(path.exists() for some in files.values() for path in some), "of another run"
     assert not [*(tmp_path / "run").rglob("events.*")]
     assert result_of(tmp_path)["test_photos"] == 2
     assert f"--logdir {tmp_path / 'logs'}" in capsys.readouterr().out

@@ -123,7 +123,7 @@ def test_accuracy_interval_and_table_are_those_of_the_plan(tested):
         assert row in table
     assert "tulips 2 50.0% 100.0% 66.7%" in table
     assert tested.result["weights"] == "made up"
-    assert tested.result["figures"] == ["predictions.png"]
+    assert tested.figures == ["predictions"]
 
 
 def test_predictions_hold_each_image_and_all_scores(tested, folder):

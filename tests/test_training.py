@@ -14,7 +14,27 @@ import pytest
 import tensorflow as tf
 
 from utils.tfrecord import load_split, write_dataset
-from utils.training import Place, exact_checkpoints, interruption
+from utils.training import Place, exact_checkpoints, interruption, warm_up_cosine
+
+# ---- the schedule --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("warm_up", "start"), [(0.15, 0.1), (0.05, 0.0)])
+def test_the_rate_rises_evenly_and_falls_along_half_a_cosine(warm_up, start):
+    steps, peak = 200, 0.004
+    schedule = warm_up_cosine(peak, steps, warm_up, start)
+    rising = round(steps * warm_up)
+    for step in range(steps + 1):
+        if step < rising:
+            wanted = peak * (start + (1 - start) * step / rising)
+        else:
+            wanted = peak * (1 + np.cos(np.pi * (step - rising) / (steps - rising))) / 2
+        assert float(schedule(step)) == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+    for few in (1, 2, 19):
+        rates = [float(warm_up_cosine(peak, few, warm_up, start)(step)) for step in range(few)]
+        assert np.isfinite(rates).all()
+        assert max(rates) <= peak * (1 + 1e-6)
+
 
 # ---- backups -------------------------------------------------------------------------------
 

@@ -721,7 +721,8 @@ def retrain(run: RetrainRun) -> None:
     photos = [photo for name in SETS for photo in parts[name]]
     names = [name for name in SETS for _ in parts[name]]
     plain = [examples[name].features[: len(parts[name])] for name in SETS]
-    write_projector(Path(run.log_dir("projector")), photos, names, np.concatenate(plain))
+    place = Path(run.log_dir("projector")) if args.summaries_dir else run.path("projector")
+    write_projector(place, photos, names, np.concatenate(plain))
 
     accuracy = float((tested.answers == tested.labels).mean())
     facts = {

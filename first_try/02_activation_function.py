@@ -25,7 +25,6 @@ from utils.figures import BLUE, ORANGE
 from utils.run import Run, make_parser
 
 run = Run(make_parser(__doc__), __file__)
-tf1 = tf.compat.v1
 
 # %%
 # The comparison
@@ -76,23 +75,6 @@ compare("relu", np.maximum(x, 0), np.where(x > 0, 1, 0))
 compare("sigmoid", sigmoid, sigmoid * (1 - sigmoid))
 compare("tanh", tanh, 1 - tanh**2)
 compare("softplus", np.maximum(x, 0) + np.log1p(z), sigmoid)
-
-# %%
-# The same in TensorFlow 1
-# ------------------------
-# The functions had the same names. They added operations to a graph, and a session ran them.
-
-with tf.Graph().as_default(), tf1.Session() as session:
-    points = tf.constant(x)
-    classics = {
-        "relu": tf.nn.relu(points),
-        "sigmoid": tf.nn.sigmoid(points),
-        "tanh": tf.nn.tanh(points),
-        "softplus": tf.nn.softplus(points),
-    }
-    values = session.run(classics)
-for name, value in values.items():
-    assert np.array_equal(value, getattr(tf.nn, name)(x))
 
 # %%
 # Where the printed formulas fail

@@ -46,19 +46,12 @@ y = truth + rng.normal(0, NOISE, truth.shape).astype(np.float32)  # [200, 1]
 #
 # .. math:: h = \tanh(x W_1 + b_1), \qquad \hat y = h W_2 + b_2
 #
-# The biases have no axis for the points: the same ten numbers are added to every row. The output
-# has no tanh, since a tanh never reaches a y of 1 or more.
-#
-# Weights and biases start from random numbers. Units that start equal stay equal. And a network
-# without biases is odd, f(-x) = -f(x), because tanh is; x² is even.
+# The biases have no axis for the points: the same ten numbers are added to every row. Weights and
+# biases start from random numbers, since units that start equal stay equal.
 
-start = [
-    rng.normal(0, 2, (1, UNITS)),  # W₁
-    rng.normal(0, 0.3, UNITS),  # b₁
-    rng.normal(0, 0.3, (UNITS, 1)),  # W₂
-    np.zeros(1),  # b₂
-]
-start = [array.astype(np.float32) for array in start]
+shapes = {"W₁": (1, UNITS), "b₁": (UNITS,), "W₂": (UNITS, 1), "b₂": (1,)}
+sizes = {"W₁": 2, "b₁": 0.3, "W₂": 0.3, "b₂": 0}  # standard deviations
+start = [rng.normal(0, sizes[name], shape).astype(np.float32) for name, shape in shapes.items()]
 
 
 def network(x: np.ndarray, parameters: list[tf.Variable]) -> tf.Tensor:
@@ -70,9 +63,7 @@ def network(x: np.ndarray, parameters: list[tf.Variable]) -> tf.Tensor:
 # %%
 # Gradient descent
 # ----------------
-# The loss is the mean squared error. ``GradientTape`` records what is calculated, and gives the
-# derivative of the loss by each parameter. A step moves each parameter against its derivative.
-#
+# The loss is the mean squared error. A step moves each parameter against its derivative.
 # ``tf.function`` turns ``descend`` into a graph, and ``tf.range`` makes the loop a part of it: 100
 # steps are one call.
 
@@ -110,11 +101,8 @@ fit = train(parameters, "bias_per_unit")
 # Even x² itself has a loss above zero, because of the noise. A fit far below this *noise floor* has
 # learned the noise. What we are after is the distance to x², the root of the mean squared
 # difference. With real data nobody knows it.
-#
-# ``np.polyfit`` finds the best parabola at once. It was told what the network had to find out.
 
-parabola = np.polyval(np.polyfit(x[:, 0], y[:, 0], 2), x)  # [200, 1]
-fits = {"network": fit, "best parabola": parabola, "x² (noise floor)": truth, "points": y}
+fits = {"network": fit, "x² (noise floor)": truth, "points": y}
 print("                     loss   distance to x²")
 for name, outputs in fits.items():
     loss, distance = np.mean((outputs - y) ** 2), np.sqrt(np.mean((outputs - truth) ** 2))
@@ -182,8 +170,8 @@ run.save_figure(figure, "hidden_units")
 # batch of 200 points. Nothing complains, and the loss falls to zero. But now every point has biases
 # of its own, and they learn its noise. The loss doesn't tell; the distance to x² does.
 #
-# And the network is of no use. It has no biases for 50 other points. A single point is added to all
-# 200 biases: 200 answers to one question, without an error.
+# And the network is of no use. It has no biases for 50 other points, and a single point is added to
+# all 200 biases: 200 answers to one question, without an error.
 
 per_point = [tf.Variable(array) for array in start]
 per_point[1] = tf.Variable(np.tile(start[1], (POINTS, 1)))  # b₁ [200, 10]

@@ -90,10 +90,10 @@ with tf.Graph().as_default():
     writer.close()
 
 # %%
-# TensorBoard reads the same numbers from both files. Three tags differ. In a graph names are unique,
-# whatever their case: the operation ``Mean`` had the name already, so the tag became ``mean_1``. The
-# histograms count the same values in other bins: today in 30 of equal width, in TensorFlow 1 in bins
-# that grow by 10 % from one to the next, away from 0.
+# TensorBoard reads the same numbers from both files. Three tags differ. In a graph names are
+# unique, whatever their case: the operation ``Mean`` had the name already, so the tag became
+# ``mean_1``. The histograms count the same values in other bins: today in 30 of equal width, in
+# TensorFlow 1 in bins that grow by 10 % from one to the next, away from 0.
 
 
 def summaries_in(folder: Path) -> dict[str, np.ndarray]:
@@ -231,9 +231,9 @@ for row in trainings["healthy"]:
 # - **high_rate**: the loss jumps up in the first steps and never comes down to the healthy one. The
 #   weights fan out at once. The outputs are a needle at 0, since the large steps have killed nearly
 #   all units. The inner lines of the weights are flat after that: dead units don't move.
-# - **dead_relus**: the loss stays near ln 10 = 2.30 at first, for all logits are near 0. The outputs
-#   are a needle at 0 from the start. The inner lines of the weights are flat, and only the outermost
-#   move: a few living units do all the work.
+# - **dead_relus**: the loss stays near ln 10 = 2.30 at first, since all logits are near 0. The
+#   outputs are a needle at 0 from the start. The inner lines of the weights are flat, and only the
+#   outermost move: a few living units do all the work.
 #
 # The accuracy alone would not tell you which illness it is, and what to change: the start, the rate
 # or the biases.

@@ -1,366 +1,206 @@
-"""The graph of InceptionV3
-========================
+"""InceptionV3: the graph of a large network, and a photo's way through it
+=======================================================================
 
-You learn: to find your way in a large network's graph. InceptionV3 is read block by block, from
-299×299 pixels to the 2,048 numbers of its bottleneck, and its graph is written for TensorBoard.
+You learn: how to read a large graph block by block, what each block costs, how TensorFlow 1
+imported a finished network, and what ``pool_3`` is.
 
 Run::
 
     python tensorboard_demos/03_inception_v3_graph.py
-    python tensorboard_demos/03_inception_v3_graph.py --graph-def classify_image_graph_def.pb
 
-You should see: a table of the blocks (stem, eleven mixed blocks, pool3, softmax) with their
-output shapes, 94 convolutions in all, the place where pool3 makes 2,048 numbers of 131,072, and
-how many operations there are of each type. The first command looks for the frozen graph that
-Google published in 2015 (``--help`` tells where); without it, Keras's InceptionV3 stands in,
-untrained, and says so.
+Downloads: Keras's ImageNet weights of InceptionV3, 88 MB, once, into ``models/inception_v3/``; with
+``--quick`` nothing. Without them the network is untrained, and the script leaves out what
+``pool_3`` knows of a photo. The rest is true of any weights.
 
-Time: 9 s on two CPU cores with Keras's network.
+You should see: a table of 13 blocks with 94 convolutions, 21,802,784 parameters and 5,711 million
+multiplications. ``costs.png`` shows in which blocks they are, and where the time goes. Keras and
+the imported graph give the same 2,048 numbers for a photo.
+
+Time: 12 s on two CPU cores, without the download.
 """
 
-import sys
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+import math
+import time
 
 import keras
+import matplotlib.pyplot as plt
+import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
-from rich.console import Console
-from rich.table import Table
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from models.inception_v3 import find_graph_def
+from data.photos import example_photos
+from models import inception_v3
 from utils.run import Run, make_parser
 from utils.summary import write_graph
 
-# %%
-# What a GraphDef holds
-# ---------------------
-# A ``GraphDef`` is TensorFlow's format for a graph: a list of nodes, each with a name, the type
-# of its operation, the names of its inputs, and attributes such as a type or a stride. It is a
-# protocol buffer and the same in TensorFlow 1 and 2. The values of variables are not in it; in
-# TensorFlow 1 a checkpoint beside it held them, and whoever used the model needed both, and
-# Python code that knew the names.
-#
-# **Freezing** made one file of the two: each variable becomes a constant with the trained value,
-# and nodes that only training needed are left out. ``classify_image_graph_def.pb`` is such a file,
-# 96 MB, nearly all of it constants. The price: the variables are gone, so it can't be trained
-# further; the graph is fixed, with its batch size of 1; and nothing says which tensors to feed and
-# to fetch. One has to know that ``DecodeJpeg/contents:0`` takes the bytes of a JPEG file, that
-# ``pool_3:0`` is the bottleneck and ``softmax:0`` holds the probabilities.
-#
-# TensorFlow 2 has SavedModel instead: a folder with graphs, variables kept as variables, files
-# such as vocabularies, and named signatures that say what goes in and what comes out.
-#
-# ``tf.compat.v1.import_graph_def`` puts a GraphDef's nodes into a graph of ours and works out the
-# shapes of all tensors as it does so, for the file does not hold them.
+SIZE = 299  # pixels, width and height of the network's input
+REPEATS = 10  # of a block, to measure its time
 
-JPEG, BOTTLENECK, PROBABILITIES = "DecodeJpeg/contents", "pool_3", "softmax"  # operations
-VARIABLES = {"Variable", "VariableV2", "VarHandleOp"}
-WANTED = "\n  Name Google's classify_image_graph_def.pb (95,673,916 bytes) by --graph-def."
-
-
-def read_frozen(path: Path) -> tf.Graph:
-    """The graph in a frozen GraphDef with the interface of Google's InceptionV3.
-
-    Raises:
-        SystemExit: the file is no such graph; the message says why.
-    """
-    graph_def = tf.compat.v1.GraphDef()
-    try:
-        graph_def.ParseFromString(path.read_bytes())
-    except DecodeError:
-        raise SystemExit(
-            f"{path} is not a GraphDef: damaged, or another kind of file.{WANTED}"
-        ) from None
-    except OSError as error:
-        raise SystemExit(f"can't read {path}: {error.strerror}") from error
-    types = {node.name: node.op for node in graph_def.node}
-    if not types:
-        raise SystemExit(
-            f"{path} holds no operations: it is empty or another kind of file "
-            f"(a SavedModel's saved_model.pb is not a frozen graph).{WANTED}"
-        )
-    missing = [name for name in (JPEG, BOTTLENECK, PROBABILITIES) if name not in types]
-    if missing:
-        lacks = ", ".join(missing)
-        raise SystemExit(
-            f"{path} is a graph, but not Google's InceptionV3: it has no {lacks}.{WANTED}"
-        )
-    if VARIABLES & set(types.values()):
-        raise SystemExit(
-            f"{path} is not frozen: it has variables, whose values lie elsewhere.{WANTED}"
-        )
-    graph = tf.Graph()
-    try:
-        with graph.as_default():
-            tf.compat.v1.import_graph_def(graph_def, name="")
-    except (ValueError, tf.errors.OpError) as error:
-        raise SystemExit(f"TensorFlow can't import {path}: {error}{WANTED}") from error
-    return graph
-
+parser = make_parser(__doc__)
+inception_v3.add_weights_flag(parser)
+run = Run(parser, __file__)
 
 # %%
-# A graph for TensorBoard, without the weights
-# --------------------------------------------
-# The Graphs tab draws no weights, and 96 MB of them make it slow: such a graph took 84 s to appear,
-# and 5 s without the values on the same machine. So large constants are written without their
-# values; shape and type stay.
+# The network
+# -----------
+# InceptionV3 (C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*, 2015)
+# up to ``pool_3``, without the layer that names ImageNet's 1,000 classes. The weights are found on
+# this machine or downloaded.
 
-LARGE = 1024  # bytes of a constant that are worth leaving out
-
-
-def without_weights(graph: tf.Graph) -> tf.compat.v1.GraphDef:
-    """The graph's GraphDef with shapes, and without the values of large constants."""
-    graph_def = graph.as_graph_def(add_shapes=True)
-    for node in graph_def.node:
-        tensor = node.attr["value"].tensor if node.op == "Const" else None
-        if tensor is not None and tensor.ByteSize() > LARGE:
-            emptied = tf.compat.v1.NodeDef().attr["value"].tensor
-            emptied.dtype = tensor.dtype
-            emptied.tensor_shape.CopyFrom(tensor.tensor_shape)
-            tensor.CopyFrom(emptied)
-    return graph_def
-
-
-# %%
-# The same network in Keras
-# -------------------------
-# ``keras.applications.InceptionV3`` is the same architecture, with 1,000 classes where Google's
-# graph has 1,008 (eight of them unused), and without the decoding of JPEG files. ``weights=None``
-# draws random weights: good for looking at the graph, useless for recognising anything.
-#
-# The weights are variables, so in the graph of the traced function each is a Placeholder for a
-# handle, and a ReadVariableOp.
-
-# The model is called on a symbolic image while ``tf.function`` traces it. What passes through the
-# layers at that moment are tensors of the graph, so we can note where each block ends.
-
-SIZE = 299  # pixels, width and height
-STEM = ("conv", "conv_1", "conv_2", "pool", "conv_3", "conv_4", "pool_1")  # Google's names
-MIXED = tuple(f"mixed{i}" for i in range(11))
-
-
-def trace_keras() -> tuple[tf.types.experimental.ConcreteFunction, dict[str, tf.Tensor], int]:
-    """Keras's InceptionV3, untrained, traced for one image: the function, the tensor at the end
-    of each block, and the number of parameters."""
-    model = keras.applications.InceptionV3(weights=None)
-    pools = (layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D))
-    next(pools)
-    stem_end = model.layers.index(next(pools))  # the stem ends at the second pooling
-    kinds = (keras.layers.Activation, keras.layers.MaxPooling2D)
-    stem = [layer for layer in model.layers[: stem_end + 1] if isinstance(layer, kinds)]
-    layers = dict(zip(STEM, stem, strict=True)) | {name: model.get_layer(name) for name in MIXED}
-    layers |= {"pool3": model.get_layer("avg_pool"), "softmax": model.get_layer("predictions")}
-    all_ends = keras.Model(
-        model.inputs, {name: layer.output for name, layer in layers.items()}, name="inception_v3"
-    )
-    ends = {}
-
-    @tf.function
-    def classify(image: tf.Tensor) -> tf.Tensor:
-        outputs = all_ends(image, training=False)
-        ends.update({name: outputs[name] for name in layers})  # runs once, while tracing
-        return outputs["softmax"]
-
-    spec = tf.TensorSpec([1, SIZE, SIZE, 3], tf.float32, name="image")
-    return classify.get_concrete_function(spec), ends, model.count_params()
-
+choice = run.args.weights
+if choice == "imagenet":
+    found = inception_v3.find_file(inception_v3.KERAS_NOTOP, download=not run.args.quick)
+    choice = "imagenet" if found else "none"
+weights = inception_v3.find_weights(choice, top=False, seed=run.args.seed)
+model = inception_v3.backbone(weights)
+print(f"Weights: {weights.source}\n")
 
 # %%
 # The blocks
 # ----------
-# The stem shrinks the image to 35×35 positions of 192 channels with plain convolutions and two
-# poolings. An Inception block then computes several branches from the same input (1×1
-# convolutions, larger ones, pooling) and joins their channels. Names differ: Google's scopes are
-# ``mixed``, ``mixed_1``, … ``mixed_10``, each with its branches inside and a ``join`` at the end;
-# Keras's layers ``mixed0`` … ``mixed10`` are only the joins.
+# The *stem* makes 35×35 positions of the image, with five convolutions and two poolings. Eleven
+# *mixed* blocks follow. A mixed block calculates several branches from the same input, with small
+# convolutions, larger ones and a pooling, and joins their channels. ``mixed3`` and ``mixed8`` halve
+# width and height. A 7×7 convolution has 49 weights for each pair of channels. ``mixed4`` to
+# ``mixed7`` use a 1×7 and a 7×1 convolution instead, with 14 weights together.
 #
-# Which operations belong to a block can be read from the edges alone: those that its output needs
-# and that no block before it needed.
+# Each block becomes a model of its own here. It begins where the block before ends.
 
-
-@dataclass(frozen=True)
-class Block:
-    """A part of the network: the tensor at its end and the operations that are new in it."""
-
-    name: str
-    output: tf.Tensor
-    operations: list[tf.Operation]
-
-
-def frozen_ends(graph: tf.Graph) -> dict[str, tf.Tensor]:
-    """The tensor at the end of each block of Google's graph; blocks it lacks are left out."""
-    names = {name: [name] for name in STEM}
-    for i, name in enumerate(MIXED):
-        scope = f"mixed_{i}" if i else "mixed"
-        names[name] = [f"{scope}/join", scope]
-    names |= {"pool3": [BOTTLENECK], "softmax": [PROBABILITIES]}
-    outputs = {op.name: op.outputs[0] for op in graph.get_operations() if op.outputs}
-    found = {}
-    for name, candidates in names.items():
-        output = next((outputs[c] for c in candidates if c in outputs), None)
-        if output is not None:
-            found[name] = output
-    return found
-
-
-def split_into_blocks(ends: dict[str, tf.Tensor]) -> list[Block]:
-    """Share the operations out to the blocks, by walking backwards from each block's end."""
-    seen, blocks = set(), []
-    for name, output in ends.items():
-        new, todo = [], [output.op]
-        while todo:
-            operation = todo.pop()
-            if operation.name not in seen:
-                seen.add(operation.name)
-                new.append(operation)
-                todo += [tensor.op for tensor in operation.inputs] + operation.control_inputs
-        blocks.append(Block(name, output, new))
-    return blocks
-
-
-def shape_of(tensor: tf.Tensor) -> str:
-    """A shape as TensorBoard writes it, e.g. ``1×35×35×192``."""
-    if tensor.shape.rank is None:
-        return "unknown"
-    return "×".join("?" if size is None else str(size) for size in tensor.shape) or "scalar"
-
-
-def print_blocks(blocks: list[Block], console: Console) -> None:
-    """The table of the blocks, and how far pool3 narrows."""
-    table = Table(title="InceptionV3 block by block", title_justify="left")
-    table.add_column("block")
-    for column in ("output", "values", "convolutions", "operations"):
-        table.add_column(column, justify="right")
-    before, bottleneck = None, "of unknown shape"
-    for block in blocks:
-        values = block.output.shape.num_elements()
-        table.add_row(
-            f"stem: {block.name}" if block.name in STEM else block.name,
-            shape_of(block.output),
-            "?" if values is None else f"{values:,}",
-            str(sum(operation.type == "Conv2D" for operation in block.operations)),
-            str(len(block.operations)),
-            style="bold" if block.name == "pool3" else None,
-        )
-        if block.name == "pool3" and before is not None and None not in (values, before[1]):
-            bottleneck = f"{before[1]:,} values after {before[0]} → {values:,} after pool3"
-        before = (block.name, values)
-    console.print(table)
-    console.print(f"The bottleneck: {bottleneck}")
-
+blocks = {}
+end = model.inputs[0]
+for name, layers in inception_v3.blocks(model).items():
+    blocks[name] = keras.Model(end, layers[-1].output, name=name)
+    end = layers[-1].output
 
 # %%
-# pool3, the bottleneck
-# ---------------------
-# The last mixed block gives 8×8 positions of 2,048 channels. pool3 averages each channel over all
-# positions: 131,072 values become 2,048. Where something was in the image is lost, what it was
-# stays. One linear layer with softmax is all that follows. That is why retraining works: the 2,048
-# numbers describe any photo well enough that a new last layer alone can tell new classes apart.
+# What a block costs
+# ------------------
+# A convolution multiplies each weight of its kernel once for each position of its output, so the
+# multiplications can be counted from the shapes. The time is measured: one photo goes through the
+# blocks ten times, and the shortest time counts. The network takes 299×299 pixels from -1 to 1.
 #
-# Names are enough for a picture
-# ------------------------------
-# Keras's names know nothing of blocks: the layers lie side by side in one scope. Since TensorBoard
-# goes by names alone, putting the block's name in front of each operation's name makes a box of
-# each block, and changes nothing else.
+# Compare the stem with the last two mixed blocks. The stem's kernels are small, but applied at many
+# positions: few parameters, many multiplications. The last two have half of all parameters, applied
+# at 8×8 positions only.
 
 
-def named_by_block(graph_def: tf.compat.v1.GraphDef, blocks: list[Block]) -> None:
-    """Rename the nodes of ``graph_def`` so that the blocks become the outermost scopes."""
-    scopes = {
-        operation.name: "stem" if block.name in STEM else block.name
-        for block in blocks
-        for operation in block.operations
-    }
-
-    def renamed(name: str) -> str:
-        scope = scopes.get(name)
-        inner = name.removeprefix("inception_v3_1/").removeprefix("inception_v3/")
-        return name if scope is None or inner == name else f"{scope}/{inner}"
-
-    for node in graph_def.node:
-        node.name = renamed(node.name)
-        for i, text in enumerate(node.input):  # "^name" is a control edge, "name:1" an output
-            mark = "^" if text.startswith("^") else ""
-            name, colon, output = text.removeprefix("^").partition(":")
-            node.input[i] = f"{mark}{renamed(name)}{colon}{output}"
+def prepare(content: bytes) -> tf.Tensor:
+    """A JPEG file to what the network takes, [1, 299, 299, 3]."""
+    pixels = inception_v3.decode(content)  # [height, width, 3], from 0 to 255
+    return inception_v3.scale(inception_v3.resize(pixels, SIZE))[tf.newaxis]
 
 
-def write_graph_def(log_dir: str, graph_def: tf.compat.v1.GraphDef) -> None:
-    """Write a GraphDef for the Graphs tab."""
-    writer = tf.summary.create_file_writer(log_dir)
-    with writer.as_default():
-        tf.summary.graph(graph_def)
-    writer.close()
+hopper, temple, flower = (prepare(photo.read_bytes()) for photo in example_photos())
+calls = {name: tf.function(block) for name, block in blocks.items()}
+milliseconds = {name: [] for name in blocks}
+outputs = {}
+for _ in range(REPEATS):
+    x = flower
+    for name, call in calls.items():
+        started = time.perf_counter()
+        x = outputs[name] = call(x)
+        milliseconds[name].append(1000 * (time.perf_counter() - started))
 
+ROW = "{:8}{:>12}{:14,.0f}{:12,.0f}{:11,.0f}{:7.1f}"
+print(f"{'block':8}{'output':>12}{'convolutions':>14}{'parameters':>12}{'million ×':>11}{'ms':>7}")
+costs = []
+for name, block in blocks.items():
+    kernels = [layer for layer in block.layers if isinstance(layer, keras.layers.Conv2D)]
+    times = sum(math.prod(k.kernel.shape) * math.prod(k.output.shape[1:3]) for k in kernels)
+    costs.append((len(kernels), block.count_params(), times / 1e6, min(milliseconds[name])))
+    print(ROW.format(name, "×".join(map(str, block.output.shape[1:])), *costs[-1]))
+costs = np.array(costs)  # [13, 4]
+totals = costs.sum(axis=0)
+print(ROW.format("all", "", *totals), end="\n\n")
+
+figure, axes = plt.subplots(figsize=(9, 3.8), layout="constrained")
+for column, label in ((1, "parameters"), (2, "multiplications"), (3, "time")):
+    shares = 100 * costs[:, column] / totals[column]
+    axes.bar(np.arange(len(blocks)) + 0.27 * (column - 2), shares, 0.27, label=label)
+axes.set_xticks(range(len(blocks)), blocks)
+axes.set_ylabel("share, %")
+axes.legend()
+run.save_figure(figure, "costs")
 
 # %%
-# What to look at in TensorBoard
-# ------------------------------
-# In the Graphs tab choose the run ``graph_by_block`` (Keras) or ``graph`` (frozen), and press "Fit
-# to screen". Follow the edges upwards from the image: their labels tell how positions get fewer and
-# channels more. Grey boxes are unlike all others: the stem, ``mixed3`` and ``mixed8``, which halve
-# width and height, and what follows the mixed blocks. Double click ``mixed0``: four branches leave
-# its input and meet again at the top. Then compare the run ``graph``, which has Keras's own names:
-# one box with a long row of some 300 layers in it.
+# The graph
+# ---------
+# TensorBoard draws a box for each name scope, and Keras makes a scope with its name of each model
+# and each layer. So thirteen models in a row become thirteen boxes. ``model`` itself would be a
+# single box with more than 300 layers side by side.
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument(
-        "--graph-def",
-        type=Path,
-        metavar="FILE",
-        help="Google's frozen classify_image_graph_def.pb (default: inception_v3/ in the folder "
-        "named by the environment variable COURSE_DATA, then models/inception_v3/, where Google's "
-        "inception-2015-12-05.tgz may lie as well, then a download of 96 MB, not with --quick)",
-    )
-    run = Run(parser, __file__)
-    path = find_graph_def(run.args.graph_def, download=not run.args.quick)
-    if path is not None:
-        graph = read_frozen(path)
-        ends, parameters = frozen_ends(graph), None
-        blocks = split_into_blocks(ends)
-        write_graph_def(run.log_dir("graph"), without_weights(graph))
-        data = {"source": f"frozen graph in {path}", "stand_in": False}
-        print(f"InceptionV3 from {path}")
-    else:
-        print(
-            "\n*** STAND-IN: Keras's InceptionV3, untrained, takes the place of Google's frozen "
-            "graph. Same architecture, other names, random weights. ***\n",
-            file=sys.stderr,
-        )
-        function, ends, parameters = trace_keras()
-        graph, blocks = function.graph, split_into_blocks(ends)
-        write_graph(run.log_dir("graph"), function)
-        by_block = without_weights(graph)
-        named_by_block(by_block, blocks)
-        write_graph_def(run.log_dir("graph_by_block"), by_block)
-        data = {"source": "keras.applications.InceptionV3, untrained", "stand_in": True}
-
-    console = Console()
-    print_blocks(blocks, console)
-    types = Counter(operation.type for operation in graph.get_operations())
-    table = Table(title="Operations by type", title_justify="left")
-    table.add_column("type")
-    table.add_column("number", justify="right")
-    for name, count in types.most_common():
-        table.add_row(name, str(count))
-    console.print(table)
-    run.finish(
-        {
-            "operations": sum(types.values()),
-            "convolutions": types["Conv2D"],
-            "blocks": len(blocks),
-            "bottleneck": ends["pool3"].shape.num_elements() or 0,
-        },
-        data=data,
-        parameters=parameters,
-        operations_by_type=dict(types.most_common()),
-        block_shapes={block.name: shape_of(block.output) for block in blocks},
-    )
+@tf.function
+def network(images: tf.Tensor) -> tf.Tensor:
+    """Images [b, 299, 299, 3] from -1 to 1 to features [b, 2048]."""
+    for block in blocks.values():
+        images = block(images, training=False)
+    return tf.identity(images, name="pool_3")  # its name in Google's graph
 
 
-if __name__ == "__main__":
-    main()
+traced = network.get_concrete_function(tf.TensorSpec([None, SIZE, SIZE, 3], name="images"))
+write_graph(run.log_dir("graph"), traced)
+operations = traced.graph.get_operations()
+print(f"The graph: {len(operations):,} operations, {len(traced.variables)} variables outside it")
+
+# %%
+# The TensorFlow 1 way
+# --------------------
+# In 2015 Google published the network as one file, ``classify_image_graph_def.pb``, 96 MB. It is a
+# *frozen* graph: each variable has become a constant with its trained value. Such a file runs
+# without the code that built it, but it has no variables left to train. Nothing in it says which
+# tensors to feed and to fetch. Whoever used it had to know their names.
+#
+# We freeze our graph, and use it as those programs did. Google's own file is used in
+# ``inception_v3/direct_apply/02_predict_images.py``.
+
+frozen = convert_variables_to_constants_v2(traced).graph.as_graph_def().SerializeToString()
+print(f"Frozen: {len(frozen):,} bytes, nearly all of them weights")
+
+with tf.Graph().as_default():
+    graph_def = tf.compat.v1.GraphDef()
+    graph_def.ParseFromString(frozen)  # the content of the file
+    tf.compat.v1.import_graph_def(graph_def, name="")
+    with tf.compat.v1.Session() as session:
+        features = session.run("pool_3:0", {"images:0": flower.numpy()})  # [1, 2048]
+
+assert np.abs(features - outputs["pool3"]).max() < 1e-4 * np.abs(features).max()
+
+# %%
+# What pool_3 knows
+# -----------------
+# The last block gives 8×8 positions of 2,048 channels. ``pool_3`` is the mean of each channel over
+# all positions: 131,072 numbers become 2,048. Where something was in the photo is lost, and what it
+# was stays. The chapter ``inception_v3`` trains a new last layer on these numbers.
+#
+# The cosine of two feature vectors is 1 if they have the same direction. Trained features are
+# nearly the same for a photo and its mirror image, and differ for photos of different things. An
+# untrained network gives nearly the same features for all photos, so it knows nothing of them.
+
+photos = tf.concat([flower, flower[:, :, ::-1], temple, hopper], axis=0)
+directions = tf.math.l2_normalize(network(photos), axis=1).numpy()  # [4, 2048]
+mirrored, *others = directions[1:] @ directions[0]
+metrics = {
+    "parameters": model.count_params(),
+    "convolutions": totals[0],
+    "million_multiplications": totals[2],
+    "operations": len(operations),
+}
+if weights.path is None:
+    print(f"Untrained, different photos have features with a cosine of {min(others):.3f} or more.")
+    print("What pool_3 knows of a photo needs the trained weights (88 MB). To get them:")
+    print("python models/inception_v3.py notop")
+else:
+    print(f"Cosine of the features of a flower and its mirror image: {mirrored:.2f}")
+    print(f"Cosine of a flower and a temple, a woman: {others[0]:.2f}, {others[1]:.2f}")
+    inception_v3.warn_unpublished(weights)
+    metrics |= {"cosine_of_mirror_image": mirrored, "largest_cosine_of_others": max(others)}
+
+data = {"source": f"weights: {weights.source}", "stand_in": False}
+run.finish(metrics, data=data, parameters=model.count_params())
+
+# %%
+# In TensorBoard
+# --------------
+# In the Graphs tab follow the edges upwards from ``images``, and read their labels: positions get
+# fewer, channels more. Double click ``mixed0``.

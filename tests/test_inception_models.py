@@ -203,6 +203,18 @@ def test_the_graph_is_fetched_from_the_archive_where_the_bare_file_is_not_to_be_
     assert server.requests == [(f"/a/{GRAPH_DEF}", None), (f"/a/{ARCHIVE}", None)]
 
 
+def test_a_graph_of_the_users_own_is_taken_as_it_is(server, data, tmp_path, capsys):
+    mine = tmp_path / "mine.pb"
+    with pytest.raises(SystemExit, match=r"--graph-def: there is no file .*mine\.pb"):
+        inception_v3.find_graph_def(mine)
+    mine.write_bytes(b"my own")
+    assert inception_v3.find_graph_def(mine) == mine
+    (data / GRAPH_DEF).write_bytes(b"frozen by the user")
+    assert inception_v3.find_graph_def() == data / GRAPH_DEF
+    assert "it is used, but is not the published file" in capsys.readouterr().err
+    assert server.requests == []
+
+
 def test_an_archive_cut_half_way_is_taken_up(server, cache, monkeypatch):
     padding = hashlib.shake_256(b"padding").digest(4 * KEPT)  # can't be compressed
     archive = make_archive(("cropped.jpg", padding))

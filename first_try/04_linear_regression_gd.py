@@ -84,9 +84,8 @@ for _ in range(STEPS):
 # %%
 # By optimizer
 # ------------
-# An optimizer turns gradients into a step. ``SGD`` makes the step above. To take another one, such
-# as ``Adam``, changes one word. Optimizers belong to Keras, a library that is installed with
-# TensorFlow; ``tf.keras`` is another name for it. Loss, w and b go to TensorBoard.
+# An optimizer turns gradients into a step; ``SGD`` makes the step above. Optimizers belong to Keras.
+# It is installed with TensorFlow, and ``tf.keras`` is another name for it.
 
 w, b = tf.Variable(0.0), tf.Variable(0.0)
 optimizer = keras.optimizers.SGD(RATE)
@@ -119,26 +118,18 @@ with tf.Graph().as_default(), tf1.Session() as session:
 # %%
 # Four ways, one path
 # -------------------
-# They agree after every step, up to the rounding of 32-bit numbers. The last digits may differ,
-# since NumPy and TensorFlow add the 100 errors in different orders.
-
-for path in (by_tape, by_optimizer, by_session):
-    np.testing.assert_allclose(path, by_hand, rtol=1e-4, atol=1e-6)
-
-print("step        w        b      loss")
-for step in [n for n in (0, 1, 2, 3, 5, 10, 20) if n < STEPS] + [STEPS]:
-    w, b = by_hand[step]
-    print(f"{step:4} {w:8.4f} {b:8.4f} {np.mean((w * x + b - y) ** 2):9.6f}")
-
-# %%
-# Where it should end
-# -------------------
+# They agree after every step, up to the rounding of 32-bit numbers.
+#
 # For a straight line, nobody has to descend. The loss is smallest where both derivatives are 0.
 # These are two linear equations, and ``lstsq`` solves them. The difference that is left after the
 # last step is not due to the noise. The descent is not finished.
 
+for path in (by_tape, by_optimizer, by_session):
+    np.testing.assert_allclose(path, by_hand, rtol=1e-4, atol=1e-6)
+
 design = np.stack([x, np.ones_like(x)], axis=1)  # [100, 2]: a column for w, a column for b
 best = np.linalg.lstsq(design, y, rcond=None)[0]  # [2]
+w, b = by_hand[-1]
 print(f"gradient descent: y = {w:.3f} x + {b:.3f}")
 print(f"least squares:    y = {best[0]:.3f} x + {best[1]:.3f}")
 

@@ -47,12 +47,7 @@ tf.config.experimental.enable_op_determinism()  # the same seed gives the same r
 # A tensor in four numbers and a histogram
 # ----------------------------------------
 # Nobody can look at 78,400 weights. We look at their mean, their standard deviation, the largest,
-# the smallest, and a histogram:
-#
-# .. math:: \text{mean} = \frac{1}{n}\sum_i v_i, \qquad
-#           \text{stddev} = \sqrt{\frac{1}{n}\sum_i (v_i - \text{mean})^2}
-#
-# The other scripts of the course take this function from ``utils/summary.py``.
+# the smallest, and a histogram. The other scripts take this function from ``utils/summary.py``.
 
 
 def variable_summaries(name: str, value: tf.Tensor, step: int) -> None:
@@ -90,10 +85,8 @@ with tf.Graph().as_default():
     writer.close()
 
 # %%
-# TensorBoard reads the same numbers from both files. Three tags differ. In a graph names are
-# unique, whatever their case: the operation ``Mean`` had the name already, so the tag became
-# ``mean_1``. The histograms count the same values in other bins: today in 30 of equal width, in
-# TensorFlow 1 in bins that grow by 10 % from one to the next, away from 0.
+# TensorBoard reads the same numbers from both files. Some tags differ: in a graph names are unique,
+# so a second ``mean`` became ``mean_1``. The histograms count the same values in other bins.
 
 
 def summaries_in(folder: Path) -> dict[str, np.ndarray]:
@@ -235,8 +228,7 @@ for row in trainings["healthy"]:
 #   outputs are a needle at 0 from the start. The inner lines of the weights are flat, and only the
 #   outermost move: a few living units do all the work.
 #
-# The accuracy alone would not tell you which illness it is, and what to change: the start, the rate
-# or the biases.
+# The accuracy alone would not tell you which illness it is.
 
 figure, rows = plt.subplots(3, 4, figsize=(12, 8), layout="constrained")
 for (name, (losses, lines, outputs)), axes in zip(curves.items(), rows.T, strict=True):

@@ -84,8 +84,8 @@ for _ in range(STEPS):
 # %%
 # By optimizer
 # ------------
-# An optimizer turns gradients into a step; ``SGD`` makes the step above. Optimizers belong to Keras.
-# It is installed with TensorFlow, and ``tf.keras`` is another name for it.
+# An optimizer turns gradients into a step. ``SGD`` makes the one above. Optimizers are from Keras.
+# It is installed with TensorFlow; ``tf.keras`` is another name for it.
 
 w, b = tf.Variable(0.0), tf.Variable(0.0)
 optimizer = keras.optimizers.SGD(RATE)

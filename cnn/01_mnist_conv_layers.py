@@ -2,16 +2,14 @@
 =========================================
 
 You learn: what a convolution and a pooling layer calculate, what they do to the shape of an image,
-which layer has the parameters and which does the work, and how to look at the mistakes that are
-left.
+and which layer has the parameters and which does the work.
 
 Run::
 
     python cnn/01_mnist_conv_layers.py
 
 You should see: 99.31 % of the 10,000 test images right. ``feature_maps.png`` shows what the filters
-find in a digit, ``confusion.png`` which digits are taken for which, and ``mistakes.png`` the images
-with the highest loss.
+find in a digit, ``confusion.png`` which digits are taken for which.
 
 Time: 60 s on two CPU cores.
 """
@@ -183,8 +181,8 @@ run.save_figure(picture_grid(pictures, titles, cmap="viridis"), "feature_maps")
 # %%
 # Saved with its softmax, and loaded
 # ----------------------------------
-# Who uses the network wants probabilities. So a softmax is put behind it now, after the training.
-# The file takes bytes from 0 to 255 and gives ten probabilities.
+# Users want probabilities, so a softmax is put behind the network after the training. The file has
+# bytes from 0 to 255 as its input and gives ten probabilities.
 
 path = run.path("model.keras")
 classifier = keras.Sequential([model, keras.layers.Softmax(name="probabilities")])
@@ -193,12 +191,10 @@ loaded = keras.saving.load_model(path)
 assert np.array_equal(classifier.predict(four, verbose=0), loaded.predict(four, verbose=0))
 
 # %%
-# The test, and the mistakes
-# --------------------------
+# The test
+# --------
 # All 10,000 images, once, with the loaded file. ``confusion.png`` counts the wrong answers: a row
-# for the label, a column for what the network says. ``mistakes.png`` has the images with the
-# highest loss, -ln p(true digit). Look at them before you train longer: some could be read either
-# way, and a few carry a wrong label.
+# for the label, a column for what the network says. ``cnn/04`` shows such images themselves.
 
 probabilities = loaded.predict(data.test_images, batch_size=500, verbose=0)  # [10000, 10]
 answers = probabilities.argmax(axis=1)  # [10000]
@@ -211,10 +207,6 @@ ConfusionMatrixDisplay.from_predictions(
 )
 axes.set(xlabel="the network says", ylabel="the label says")
 run.save_figure(figure, "confusion")
-
-worst = np.argsort(-losses)[:24]
-titles = [f"a {data.test_labels[n]}: {probabilities[n].max():.0%} {answers[n]}" for n in worst]
-run.save_figure(picture_grid(data.test_images[worst], titles), "mistakes")
 
 run.finish(
     {

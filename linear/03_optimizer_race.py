@@ -119,9 +119,8 @@ for _ in range(run.args.runs):
 # One training
 # ------------
 # All trainings share one model and, for each optimizer, one graph of ``descend``, because making
-# these takes as long as a training. So every training has to begin anew by hand, with the weights
-# of its start *and* with an optimizer that remembers nothing. The velocity of the training before
-# would be an unfair push, and nothing would tell you.
+# these takes as long as a training. So every training begins anew by hand, with the weights of its
+# start *and* with an optimizer that remembers nothing.
 #
 # In each training the rate rises over the first 15 % of the steps to the rate that is tried, then
 # falls to zero along half a cosine.

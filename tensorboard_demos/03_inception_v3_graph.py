@@ -79,9 +79,8 @@ for name, layers in inception_v3.blocks(model).items():
 # multiplications can be counted from the shapes. The time is measured: one photo goes through the
 # blocks ten times, and the shortest time counts. The network takes 299×299 pixels from -1 to 1.
 #
-# Compare the stem with the last two mixed blocks. The stem's kernels are small, but applied at many
-# positions: few parameters, many multiplications. The last two have half of all parameters, applied
-# at 8×8 positions only.
+# The stem's kernels are small, but applied at many positions: few parameters, many multiplications.
+# The last two blocks have half of all parameters, applied at 8×8 positions only.
 
 
 def prepare(content: bytes) -> tf.Tensor:
@@ -148,11 +147,8 @@ print(f"The graph: {len(operations):,} operations, {len(traced.variables)} varia
 # --------------------
 # In 2015 Google published the network as one file, ``classify_image_graph_def.pb``, 96 MB. It is a
 # *frozen* graph: each variable has become a constant with its trained value. Such a file runs
-# without the code that built it, but it has no variables left to train. Nothing in it says which
-# tensors to feed and to fetch. Whoever used it had to know their names.
-#
-# We freeze our graph, and use it as those programs did. Google's own file is used in
-# ``inception_v3/direct_apply/02_predict_images.py``.
+# without the code that built it. Nothing in it says which tensors to feed and to fetch; whoever
+# used it had to know their names. We freeze our graph, and use it as those programs did.
 
 frozen = convert_variables_to_constants_v2(traced).graph.as_graph_def().SerializeToString()
 print(f"Frozen: {len(frozen):,} bytes, nearly all of them weights")

@@ -86,7 +86,8 @@ with tf.Graph().as_default():
 
 # %%
 # TensorBoard reads the same numbers from both files. Some tags differ: in a graph names are unique,
-# whatever their case, so beside ``Mean`` the tag became ``mean_1``. The histograms count the same values in other bins.
+# whatever their case, so beside ``Mean`` the tag became ``mean_1``. The histograms count the same
+# values in other bins.
 
 
 def summaries_in(folder: Path) -> dict[str, np.ndarray]:

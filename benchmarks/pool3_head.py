@@ -67,6 +67,7 @@ def train(module: ModuleType, args: argparse.Namespace, examples: dict, classes:
             backup=Path(folder) / "backup",
             resuming=False,
             log_dir=lambda name: str(Path(folder) / name),
+            path=lambda name: Path(folder) / name,
         )
         started = time.perf_counter()
         training = module.Training(run, examples, classes)

@@ -59,7 +59,7 @@ run.save_figure(picture_grid(data.train_images[:16], data.train_labels[:16]), "d
 # The network
 # -----------
 # 784 pixels, 500 units, 300 units, 10 outputs. A unit multiplies every value of the layer before by
-# a weight of its own, adds them up and adds a bias. The hidden units then apply tanh to the sum.
+# a weight of its own, adds them up and adds a bias. The hidden units then apply relu, max(0, sum).
 #
 # - The pixels come in as bytes from 0 to 255. The model subtracts their mean and divides by their
 #   standard deviation. Whoever loads the saved file can't forget this and can't do it twice.
@@ -80,9 +80,9 @@ model = keras.Sequential(
         keras.layers.Flatten(),  # [b, 784]
         keras.layers.Normalization(axis=None, mean=MEAN, variance=DEVIATION**2),
         keras.layers.Dropout(DROPOUT),
-        keras.layers.Dense(HIDDEN[0], activation="tanh", name="hidden1"),  # [b, 500]
+        keras.layers.Dense(HIDDEN[0], activation="relu", name="hidden1"),  # [b, 500]
         keras.layers.Dropout(DROPOUT),
-        keras.layers.Dense(HIDDEN[1], activation="tanh", name="hidden2"),  # [b, 300]
+        keras.layers.Dense(HIDDEN[1], activation="relu", name="hidden2"),  # [b, 300]
         keras.layers.Dropout(DROPOUT),
         keras.layers.Dense(10, name="logits"),  # [b, 10]
     ]

@@ -275,5 +275,5 @@ run.finish(metrics, data=data.describe(), train_seconds=train_seconds, parameter
 # %%
 # Try it
 # ------
-# 1. Run it again with ``--seed 2``. Which of the decided pairs stay decided?
-# 2. ``--epochs 10``: do more passes close the gap between the first and the last?
+# 1. Read from the left panel who would win if all had the rate 0.01, or 0.1, or 1, or 10.
+# 2. Run it again with ``--seed 2``. Which of the decided pairs stay decided?

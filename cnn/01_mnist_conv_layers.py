@@ -51,11 +51,9 @@ print(f"Data: {data.source}, {len(data.train_images):,} training images")
 # %%
 # Convolution and pooling
 # -----------------------
-# A dense unit looks at all pixels at once and has one weight for each. Moved by one pixel, the same
-# stroke meets other weights and has to be learned again.
-#
-# A *filter* of a convolution has 5×5 weights w and one bias b. It is laid on every place of the
-# image, and at each place it gives one number, a sum over the 25 pixels under it:
+# A dense unit has one weight for each pixel. Moved by a pixel, the same stroke meets other weights
+# and has to be learned again. A *filter* of a convolution has 5×5 weights w and one bias b. It is
+# laid on every place of the image, and gives one number at each, a sum over the pixels under it:
 #
 # .. math:: y_{ij} = b + \sum_{u=0}^{4} \sum_{v=0}^{4} w_{uv}\, x_{i+u,\,j+v}
 #
@@ -67,8 +65,7 @@ print(f"Data: {data.source}, {len(data.train_images):,} training images")
 # the image. This is ``padding="valid"``, the default. ``"same"`` adds a border of zeros: 28 stays
 # 28. MNIST's digits lie in the middle of an empty margin and need no border.
 #
-# *Pooling* keeps the largest of every 2×2 numbers. The map has half the side afterwards, and it
-# matters less where exactly a stroke lies.
+# *Pooling* keeps the largest of every 2×2 numbers, so it matters less where exactly a stroke lies.
 
 model = keras.Sequential(
     [
@@ -126,12 +123,8 @@ assert parameters == (25 * 32 + 32) + (25 * 32 * 64 + 64) + (1024 * 256 + 256) +
 # The loss gets logits
 # --------------------
 # ``from_logits=True`` tells the loss to apply the softmax. With a softmax layer in the model *and*
-# this flag, the softmax would be applied twice. Keras notices when the loss gets the output of its
-# own softmax directly: it warns and takes the logits from behind it. Nobody notices it in
-# hand-written code; the next script says what it costs there.
-#
-# The rate rises over the first 15 % of all steps and falls to zero along half a cosine, as in
-# ``linear/02``.
+# this flag, it would be applied twice. Keras notices that, warns and takes the logits. Nobody
+# notices it in hand-written code; the next script says what it costs there.
 
 steps = run.args.epochs * -(-len(data.train_images) // BATCH_SIZE)  # rounded up
 model.compile(
@@ -146,10 +139,9 @@ write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(image
 # The training
 # ------------
 # ``accuracy`` is a mean over the epoch, taken while the network was still learning and with half of
-# ``hidden`` switched off. ``val_accuracy`` is the fair number: the weights as they are after the
-# epoch, all units on, images that were not trained on. TensorFlow 1's ``tf.metrics.accuracy`` was a
-# mean too, over everything since the start of the program, and scripts printed it as the accuracy
-# of the network.
+# ``hidden`` switched off. ``val_accuracy`` is the fair number. ``tf.metrics.accuracy`` in TensorFlow
+# 1 was a mean too, over everything since the start of the program, and scripts printed it as the
+# accuracy of the network.
 
 started = time.perf_counter()
 history = model.fit(
@@ -167,8 +159,7 @@ train_seconds = time.perf_counter() - started
 # ---------------------
 # Top: eight of the 32 filters of ``conv1``, yellow where a weight is large. Middle: the map that
 # each makes of the same 4, yellow where the filter fits. Many answer to one side of a stroke, or
-# to strokes of one direction. Bottom: eight maps of ``conv2``, half as large, which answer at fewer
-# places. A map that is dark all over means that the filter found nothing.
+# to strokes of one direction. Bottom: eight maps of ``conv2``, which answer at fewer places.
 
 four = data.validation_images[data.validation_labels == 4][:1]  # [1, 28, 28]
 outputs = [model.get_layer(name).output for name in ("conv1", "conv2")]

@@ -61,8 +61,7 @@ tf.config.experimental.enable_op_determinism()  # the same seed gives the same r
 # - ``adamw``: adam, and each step makes the weight smaller by the share 0.004 times the rate.
 #
 # The table shows the first step of each at rate 1. The last four go nearly as far for a small
-# gradient as for a large one. And a rate means something else in each family: adadelta's first step
-# is 700 times smaller than adam's.
+# gradient as for a large one. And a rate means something else in each family.
 
 OPTIMIZERS = {
     "sgd": keras.optimizers.SGD,

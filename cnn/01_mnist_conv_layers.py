@@ -139,9 +139,9 @@ write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(image
 # The training
 # ------------
 # ``accuracy`` is a mean over the epoch, taken while the network was still learning and with half of
-# ``hidden`` switched off. ``val_accuracy`` is the fair number. ``tf.metrics.accuracy`` in TensorFlow
-# 1 was a mean too, over everything since the start of the program, and scripts printed it as the
-# accuracy of the network.
+# ``hidden`` switched off. ``val_accuracy`` is the fair number. In TensorFlow 1,
+# ``tf.metrics.accuracy`` was a mean too, over everything since the start of the program, and scripts
+# printed it as the accuracy of the network.
 
 started = time.perf_counter()
 history = model.fit(

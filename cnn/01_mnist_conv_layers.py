@@ -140,7 +140,7 @@ write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(image
 # ------------
 # ``accuracy`` is a mean over the epoch, taken while the network was still learning and with half of
 # ``hidden`` switched off. ``val_accuracy`` is the fair number. In TensorFlow 1,
-# ``tf.metrics.accuracy`` was a mean too, over everything since the start of the program, and scripts
+# ``tf.metrics.accuracy`` was a mean too, over everything since the program began, and scripts
 # printed it as the accuracy of the network.
 
 started = time.perf_counter()

@@ -194,7 +194,8 @@ test_loss, test_accuracy = loaded.evaluate(test, verbose=0)
 # %%
 # The mistakes
 # ------------
-# The test images on which the network is surest of a wrong answer. Would you have read them right?
+# The test images on which the network is surest of a wrong answer. "a 6: 99% 4" is a 6 that it took
+# for a 4 with a probability of 99 %. Would you have read them right?
 
 logits = loaded.predict(data.test_images, batch_size=500, verbose=0)  # [10000, 10]
 probabilities = tf.nn.softmax(logits).numpy()

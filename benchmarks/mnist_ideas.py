@@ -32,12 +32,12 @@ def build(
     normalisation or with another momentum of it, or with a dense layer in place of the global
     pooling."""
     layers = keras.layers
-    blocks = [(32, 5, "valid", True)]  # filters, side of a filter, padding, followed by pooling?
+    blocks = [(24, 5, "valid", True)]  # filters, side of a filter, padding, followed by pooling?
     if pairs:
-        blocks += [(64, 3, "valid", False), (64, 3, "same", True)]
-        blocks += [(128, 3, "same", False), (128, 3, "valid", False)]
+        blocks += [(48, 3, "valid", False), (48, 3, "same", True)]
+        blocks += [(96, 3, "same", False), (96, 3, "valid", False)]
     else:
-        blocks += [(64, 5, "valid", True), (128, 5, "same", False)]
+        blocks += [(48, 5, "valid", True), (96, 5, "same", False)]
     parts = [keras.Input((28, 28), dtype="uint8")]
     parts += [layers.Reshape((28, 28, 1)), layers.Rescaling(1 / 255)]
     for filters, side, padding, pool in blocks:

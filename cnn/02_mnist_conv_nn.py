@@ -36,7 +36,7 @@ PEAK_RATE = 2e-3
 parser = make_parser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
-    "--epochs", type=positive_int, default=6, quick=2, help="passes over the training images"
+    "--epochs", type=positive_int, default=5, quick=2, help="passes over the training images"
 )
 run = Run(parser, __file__)
 keras.utils.set_random_seed(run.args.seed)

@@ -8,9 +8,10 @@ Run::
 
     python cnn/04_small_and_fast.py
 
-You should see: a table of parameters, multiplications, seconds and accuracy. Half an epoch gets
-99.20 % of the 10,000 test images right, four epochs 99.62 %. ``shifted.png`` shows what the network
-is trained on, ``mistakes.png`` every test image that it still gets wrong.
+You should see: a table of parameters, multiplications, seconds and accuracy. After 30,000 images,
+each seen once, 99.16 % of the 10,000 test images are right, after nine epochs 99.57 %.
+``shifted.png`` shows what the network is trained on, ``mistakes.png`` every test image that it
+still gets wrong.
 
 Time: 2 minutes on two CPU cores.
 """
@@ -29,17 +30,17 @@ from utils.figures import picture_grid
 from utils.run import ROOT, Run, make_parser, positive_int
 from utils.training import warm_up_cosine
 
-FILTERS = (32, 64, 64, 128, 128)  # of the five convolutions
+FILTERS = (24, 48, 48, 96, 96)  # of the five convolutions
 BATCH_SIZE = 64
 PEAK_RATE = 2e-3  # of Adam; all settings were chosen on the validation images
 MOMENTUM = 0.9  # of the averages in batch normalisation
 SHIFT = 2  # pixels
-SHORT = 27_500  # training images of the short run, half of all
+SHORT = 30_000  # training images of the short run
 
 parser = make_parser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
-    "--epochs", type=positive_int, default=6, quick=2, help="passes over the training images"
+    "--epochs", type=positive_int, default=9, quick=2, help="passes over the training images"
 )
 run = Run(parser, __file__)
 keras.utils.set_random_seed(run.args.seed)
@@ -92,7 +93,7 @@ def build() -> keras.Sequential:
             *convolution(FILTERS[2], padding="same", pool=True),  # 10×10, pooled 5×5
             *convolution(FILTERS[3], padding="same"),  # 5×5
             *convolution(FILTERS[4]),  # 3×3
-            keras.layers.GlobalAveragePooling2D(),  # [b, 128]
+            keras.layers.GlobalAveragePooling2D(),  # [b, 96]
             keras.layers.Dense(10, name="logits"),
         ]
     )
@@ -129,9 +130,8 @@ run.save_figure(picture_grid(shifted(same, np.zeros(8))[0].numpy(), cmap="gray")
 # %%
 # Two trainings
 # -------------
-# First a short one: half of the training images, each seen once, as they are. A network that sees
-# an image only once has no need of shifted copies. Then a longer one on all images, shifted anew in
-# each epoch. Both with the same rate, which rises and then falls to zero.
+# First a short one: 30,000 training images, each seen once and as it is. Then a longer one on all
+# images, shifted anew in each epoch. In both the rate rises and then falls to zero.
 
 
 def train(model: keras.Model, batches: tf.data.Dataset, epochs: int, **more: Any) -> float:
@@ -173,24 +173,20 @@ test_accuracy = np.mean(answers == data.test_labels)
 test = mnist.batches(data.test_images, data.test_labels, 500)
 short_accuracy = short_model.evaluate(test, verbose=0)[1]
 
-parameters = model.count_params()
-table = {
-    f"{min(SHORT, len(images)):,} images": (
-        parameters,
-        multiplications,
-        short_seconds,
-        short_accuracy,
-    ),
-    f"{run.args.epochs} epochs": (parameters, multiplications, train_seconds, test_accuracy),
-}
+size = model.count_params(), multiplications
+rows = [
+    (f"{min(SHORT, len(images)):,} images", *size, short_seconds, short_accuracy),
+    (f"{run.args.epochs} epochs", *size, train_seconds, test_accuracy),
+]
 path = ROOT / "docs" / "results" / "cnn" / "01_mnist_conv_layers.json"
 if path.exists():
     record = json.loads(path.read_text(encoding="utf-8"))
     means = [record["metrics"][name]["mean"] for name in ("multiplications", "test_accuracy")]
-    table["cnn/01"] = record["parameters"], means[0], record["train_seconds"]["mean"], means[1]
-print(f"{'network':16} parameters  multiplications  seconds  test accuracy")
-for name, (numbers, products, seconds, accuracy) in table.items():
-    print(f"{name:16} {numbers:10,}  {products:15,.0f}  {seconds:7.1f}  {accuracy:13.2%}")
+    seconds = record["train_seconds"]["mean"]
+    rows.insert(0, ("cnn/01", record["parameters"], means[0], seconds, means[1]))
+print(f"{'':14} parameters  multiplications  seconds  test accuracy")
+for name, parameters, products, seconds, accuracy in rows:
+    print(f"{name:14} {parameters:10,}  {products:15,.0f}  {seconds:7.1f}  {accuracy:13.2%}")
 
 # %%
 # All the mistakes
@@ -210,11 +206,11 @@ run.finish(
     },
     data=data.describe(),
     train_seconds=train_seconds,
-    parameters=parameters,
+    parameters=model.count_params(),
 )
 
 # %%
 # Try it
 # ------
-# 1. How short can the short run be? Lower ``SHORT`` and watch the validation images, not the test.
-# 2. Let the network have 16 filters in place of 32, and so on. What do half the filters cost?
+# 1. Halve the numbers in ``FILTERS``, then double them. What do parameters and seconds do?
+# 2. Leave out ``.map(shifted)``. Is it ``accuracy`` or ``val_accuracy`` that shows it?

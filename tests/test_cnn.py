@@ -279,9 +279,9 @@ def test_small_network_read_back_gives_the_reported_result(small_run):
     answers = small_run.variables["answers"]
     np.testing.assert_array_equal(model(data.test_images[:200]).numpy().argmax(1), answers[:200])
     assert small_run.metrics["test_accuracy"] == np.mean(answers == data.test_labels) > 0.5
-    convolutions = 25 * 32 + 9 * (32 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
-    normalisation = 4 * (32 + 64 + 64 + 128 + 128)
-    assert model.count_params() == convolutions + normalisation + 1_290
+    convolutions = 25 * 24 + 9 * (24 * 48 + 48 * 48 + 48 * 96 + 96 * 96)
+    normalisation = 4 * (24 + 48 + 48 + 96 + 96)
+    assert model.count_params() == convolutions + normalisation + 970
     assert small_run.result["parameters"] == model.count_params()
 
 

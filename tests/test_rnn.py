@@ -276,9 +276,11 @@ def test_the_whole_gradient_is_what_small_changes_of_the_memory_do(inside, weigh
 
 def test_the_result_states_what_was_measured(inside):
     metrics = inside.metrics
-    assert metrics["lstm_trained"] == pytest.approx(inside.variables["trained"][0])
+    trained = inside.variables["trained"][0]
+    assert metrics["gradient_at_row_1_trained_lstm"] == pytest.approx(trained)
     for name, key in (("LSTM", "lstm"), ("SimpleRNN", "simple_rnn"), ("GRU", "gru")):
-        assert metrics[f"{key}_fresh"] == pytest.approx(inside.variables["fresh"][name][0])
-    gates_alone = metrics["lstm_fresh_forget_gates_alone"]
+        share = inside.variables["fresh"][name][0]
+        assert metrics[f"gradient_at_row_1_fresh_{key}"] == pytest.approx(share)
+    gates_alone = metrics["fresh_forget_gates_alone"]
     assert gates_alone == pytest.approx(sigmoid(np.array(1.0)) ** 27, rel=0.5), "27 factors"
-    assert metrics["lstm_fresh"] > 5 * gates_alone, "the way through U counts"
+    assert metrics["gradient_at_row_1_fresh_lstm"] > 5 * gates_alone, "the way through U counts"

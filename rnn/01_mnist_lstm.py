@@ -159,7 +159,7 @@ train_seconds = time.perf_counter() - started
 # it the trained weights, and apply the dense layer to each of the 28 states. That shows what the
 # network would have answered, had it stopped reading there.
 #
-# Follow the 5 and the 7: the network takes them for other digits until the row that decides. The
+# Follow the three digits: the network takes each of them for another one before it is complete. The
 # curve stays low for a long time. That does not mean that nothing is known by then: the dense layer
 # was trained on the last state only, and the earlier ones are not made for it.
 

@@ -74,16 +74,10 @@ else:
 # %%
 # The parameters, by their symbols
 # --------------------------------
-# An LSTM has four parts: the input gate :math:`i`, the forget gate :math:`f`, the candidate
-# :math:`c` and the output gate :math:`o`. Each has a matrix :math:`W` for the row, a matrix
-# :math:`U` for the hidden state and a bias :math:`b`. Keras stores the four side by side, so that
-# one matrix product serves all of them:
-#
-# .. math::
-#
-#    \text{kernel} = [W_i\ W_f\ W_c\ W_o]\ (28 \times 512), \quad
-#    \text{recurrent kernel} = [U_i\ U_f\ U_c\ U_o]\ (128 \times 512), \quad
-#    \text{bias} = [b_i\ b_f\ b_c\ b_o]\ (512)
+# An LSTM has four parts: input gate i, forget gate f, candidate c and output gate o.
+# Each has a matrix W for the row, a matrix U for the hidden state and a bias b. Keras stores the
+# four side by side, so that one matrix product serves all of them: the kernel is
+# [W_i W_f W_c W_o], 28×512, the recurrent kernel [U_i U_f U_c U_o], 128×512.
 
 units = lstm.units
 W, U, b = (
@@ -98,10 +92,9 @@ for symbol, name, parts in ("W", "kernel", W), ("U", "recurrent kernel", U), ("b
 # %%
 # Six equations
 # -------------
-# :math:`x_t` is row :math:`t` of the image, :math:`h_{t-1}` is the hidden state and :math:`c_{t-1}`
-# the cell state after the row before. :math:`\sigma` is the logistic function, whose values lie
-# between 0 and 1, and :math:`\odot` multiplies number by number. So a gate is a row of 128 taps,
-# and each tap is somewhere between shut (0) and open (1).
+# :math:`x_t` is row t of the image, :math:`h_{t-1}` the hidden state and :math:`c_{t-1}` the cell
+# state after the row before. :math:`\sigma` is the logistic function, and :math:`\odot` multiplies
+# number by number. So a gate is a row of 128 taps, each between shut (0) and open (1).
 #
 # .. math::
 #
@@ -111,9 +104,6 @@ for symbol, name, parts in ("W", "kernel", W), ("U", "recurrent kernel", U), ("b
 #    o_t &= \sigma(x_t W_o + h_{t-1} U_o + b_o)         && \text{(4) how much to show} \\
 #    c_t &= f_t \odot c_{t-1} + i_t \odot \tilde c_t    && \text{(5) the memory} \\
 #    h_t &= o_t \odot \tanh(c_t)                        && \text{(6) what others see}
-#
-# Input gate and output gate are due to Hochreiter and Schmidhuber (*Long Short-Term Memory*, 1997),
-# the forget gate to Gers, Schmidhuber and Cummins (*Learning to Forget*, 2000).
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -142,12 +132,11 @@ print(f"NumPy and Keras, h after 28 rows: largest difference {np.abs(h - by_kera
 # %%
 # The gates at work
 # -----------------
-# One image, and the gates while its rows are read. Each column of a panel is one of the 128 units,
-# in the same order in every panel. Over the blank rows at the top the gates stand where their
-# biases put them: input and output gate near 1/2, forget gate near :math:`\sigma(1) = 0.73`. When
-# the ink comes, the units part: some let a row in, others shut. Towards the bottom more and more
-# forget gates are wide open and the cell state grows. What was read is kept until the end, where
-# the dense layer needs it.
+# One image, and the gates while its rows are read. Each column of a panel is one of the 128 units.
+# Over the blank rows at the top the gates stand where their biases put them: input and output gate
+# near 1/2, forget gate near :math:`\sigma(1) = 0.73`. When the ink comes, some units let a row in,
+# others shut. Towards the bottom more and more forget gates are wide open: what was read is kept
+# until the end, where the dense layer needs it.
 
 gates = np.stack(gates, axis=2)  # [4, 200, 28, 128]
 wide_open = (gates[1] > 0.9).mean(axis=(0, 2))  # [28]
@@ -175,18 +164,15 @@ run.save_figure(figure, "gates")
 # An LSTM from TensorFlow 1
 # -------------------------
 # A TensorFlow 1 script wrote ``cell = tf.contrib.rnn.BasicLSTMCell(32)``. That class is gone, but
-# what it did fits in a few lines. ``dynamic_rnn``, which calls the cell for row after row, still
-# runs, with a warning. Three things differ from Keras:
+# what it did fits in a few lines. Three things differ from Keras:
 #
 # - One kernel serves the row and the hidden state together, and its parts stand in another order:
 #   i, j, f, o, where j is the candidate.
 # - The cell adds ``forget_bias``, 1.0 by default, to the forget gate in each call. It is not in the
 #   saved bias.
 # - ``zero_state(batch_size)`` had the size of the batch built in. The graph below takes 200 images
-#   and no other number. For this reason many scripts measured their "test accuracy" on one batch of
-#   test images. Keras makes the state in each call, for the images that it gets.
-#
-# The program saves its variables with its own ``Saver``, as it did then.
+#   and no other number, so many scripts measured their "test accuracy" on one batch. Keras makes
+#   the state in each call, for the images that it gets.
 
 v1 = tf.compat.v1
 
@@ -260,11 +246,10 @@ assert difference < 1e-5
 # 7 \cdot 10^{-9}`. There is a second way, though: the memory decides the hidden state, and through
 # U the hidden state decides the gates and the candidate of the next row.
 #
-# We measure both. The function runs a cell over the rows and asks for the gradient of the loss with
-# respect to what the cell remembers after each row. In an LSTM that is c. A ``SimpleRNN``, with
-# :math:`h_t = \tanh(x_t W + h_{t-1} U + b)`, has only h. A ``GRU`` (Cho et al., 2014) also has only
-# h, and a gate that decides how much of it is kept. ``stop_gradient`` closes the second way and
-# leaves the forget gates alone.
+# We measure both: the gradient of the loss with respect to what the cell remembers after each row.
+# In an LSTM that is c. A ``SimpleRNN``, :math:`h_t = \tanh(x_t W + h_{t-1} U + b)`, has only h.
+# A ``GRU`` (Cho et al., 2014) also has only h, and a gate that decides how much of it is kept.
+# ``stop_gradient`` closes the second way and leaves the forget gates alone.
 
 
 def gradient_by_row(
@@ -315,7 +300,7 @@ print(f"The trained LSTM: {trained[0]:.2g}, its forget gates alone {trained_gate
 # - Of the fresh networks the ``SimpleRNN`` passes most. Keras starts its U as an orthogonal matrix,
 #   which keeps the length of every vector, so only the slope of tanh takes something away.
 # - The GRU passes least. Its biases start at 0, so its gate keeps half of h at every row.
-# - Training changes this. In the trained LSTM nearly all of the gradient comes back. The forget
+# - Training changes this. In the trained LSTM most of the gradient comes back. The forget
 #   gates have opened, but they alone would still leave little: the way through U does the rest.
 
 lstms = {"fresh": fresh["LSTM"], "trained": trained, "trained, forget gates alone": trained_gates}
@@ -343,6 +328,4 @@ run.finish(
 # 1. ``layer.cell.bias.assign(0 * layer.cell.bias)`` takes the ones out of the LSTM's bias. To which
 #    curve does the LSTM's fall?
 # 2. ``layer.cell.recurrent_kernel.assign(0.8 * layer.cell.recurrent_kernel)`` makes U smaller. The
-#    ``SimpleRNN`` now passes less than a hundredth of what it passed; with 1.25 instead of 0.8 its
-#    gradient grows on the way back. How far does the LSTM's move? The gates make the gradient
-#    depend less on the size of U.
+#    ``SimpleRNN`` now passes less than a hundredth of what it passed. How far does the LSTM's move?

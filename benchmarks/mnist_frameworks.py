@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 CNN01_MAPS, CNN01_HIDDEN, CNN01_DROPOUT = (32, 64), 256, 0.5
-CNN04_MAPS, CNN04_MOMENTUM = (32, 64, 64, 128, 128), 0.9
+CNN04_MAPS, CNN04_MOMENTUM = (24, 48, 48, 96, 96), 0.9
 RNN01_UNITS, RNN01_DROPOUT = 128, 0.3
 BATCHES = {"cnn/01": 128, "cnn/04": 64, "rnn/01": 128}
-AT_ONCE = {"cnn/01": 1, "cnn/04": 1, "rnn/01": 10}  # steps that Keras takes in one call
+AT_ONCE = {"cnn/01": 10, "cnn/04": 1, "rnn/01": 10}  # steps that Keras takes in one call
 RATE = 1e-3
 PYTORCH = {  # the columns: how the images lie in memory
     "cnn/01": ("channels first", "channels last"),
@@ -74,7 +74,7 @@ def keras_network(name: str) -> Any:
         ]
 
     if name == "rnn/01":
-        inside = [layers.LSTM(RNN01_UNITS, unroll=True), layers.Dropout(RNN01_DROPOUT)]
+        inside = [layers.LSTM(RNN01_UNITS), layers.Dropout(RNN01_DROPOUT)]
     elif name == "cnn/01":
         inside = [layers.Reshape((28, 28, 1))]
         for maps in CNN01_MAPS:

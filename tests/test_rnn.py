@@ -110,6 +110,19 @@ def test_had_reading_stopped_after_a_row_the_network_would_have_answered_so(lstm
     assert lstm.metrics["validation_accuracy"] == pytest.approx(right, abs=0.005)
 
 
+def test_a_batch_is_moved_by_at_most_a_pixel_in_all_directions(lstm):
+    images, labels = (part[:8] for part in (lstm.variables["data"].train_images, np.arange(8)))
+    steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    keras.utils.set_random_seed(0)
+    found = set()
+    for _ in range(100):
+        moved, same = lstm.variables["moved"](images, labels)
+        assert np.array_equal(same, labels)
+        (step,) = (s for s in steps if np.array_equal(np.roll(images, s, axis=(1, 2)), moved))
+        found.add(step)
+    assert found == set(steps)
+
+
 def test_a_second_softmax_keeps_the_loss_above_the_stated_number(lstm):
     np.testing.assert_allclose(lstm.variables["twice"], np.log(1 + 9 / np.e), rtol=1e-6)
 

@@ -1,9 +1,8 @@
 """Hello, TensorFlow
 =================
 
-You learn: constants and variables, graph and session. Each idea is shown as TensorFlow 2
-calculates it at once and as TensorFlow 1 built a graph and ran it in a session. ``tf.function``
-joins the two.
+You learn: constants and variables, graph and session, as TensorFlow 2 calculates them at once and
+as TensorFlow 1 ran a graph in a session. ``tf.function`` joins the two.
 
 Run::
 
@@ -27,9 +26,8 @@ tf1 = tf.compat.v1  # what TensorFlow 2 keeps of TensorFlow 1
 # %%
 # The first constants
 # -------------------
-# A *tensor* is an array of numbers or of texts. It has a shape and a dtype. In TensorFlow 2 it also
-# has a value from the moment it is made: ``tf.matmul`` calculates at once ("eagerly"), and
-# ``numpy()`` gives the value. Texts are stored as UTF-8 bytes, hence ``decode()``.
+# A *tensor* is an array of numbers or texts with a shape and a dtype. TensorFlow 2 calculates its
+# value at once ("eagerly"), and ``numpy()`` returns it. Texts are UTF-8 bytes, hence ``decode()``.
 
 hello = tf.constant("Hello, TensorFlow!")  # [], a single text
 row = tf.constant([[3.0, 3.0]])  # [1, 2]
@@ -41,25 +39,19 @@ print(f"Eagerly, the product has a value: {product.numpy()}")
 # %%
 # What TensorFlow prints on its own
 # ---------------------------------
-# About ten lines on the error stream. None of them means that something is wrong with your
-# installation, not even the one marked E.
+# About ten lines on the error stream. None of them, not even the one marked E, means a fault.
 #
-# - "All log messages before absl::InitializeLog()": logging starts before it is set up.
-# - "oneDNN custom operations are on": Intel's library adds numbers in an order of its own, so the
-#   last digits may differ from another machine's.
+# - "oneDNN custom operations are on": the last digits may differ from another machine's.
 # - "Could not find cuda drivers" and "failed call to cuInit": there is no NVIDIA GPU to use.
-# - "This TensorFlow binary is optimized": the processor has more instructions than TensorFlow was
-#   compiled for.
-# - "MLIR V1 optimization pass is not enabled": the first session says so.
+# - "This TensorFlow binary is optimized": it was compiled for fewer instructions than the CPU has.
 # - "Local rendezvous is aborting": a session stopped at an error, here at the one that we provoke.
 
 # %%
 # The same in TensorFlow 1
 # ------------------------
-# A program had two halves. The first only described the calculation. Each call added an
-# *operation* to a graph, and a tensor was the name of an operation's output, without a value. The
-# second half opened a *session*, which calculated what it was asked for. Inside the ``with`` block
-# of a session, ``tensor.eval()`` is short for ``session.run(tensor)``.
+# A program first described the calculation: each call added an *operation* to a graph, and a tensor
+# was the name of an operation's output, without a value. Then a *session* calculated what it was
+# asked for. In its ``with`` block, ``tensor.eval()`` is short for ``session.run(tensor)``.
 
 graph = tf.Graph()
 with graph.as_default():
@@ -77,8 +69,7 @@ assert np.array_equal(product_value, product)
 # %%
 # A variable that counts
 # ----------------------
-# A constant never changes. A variable keeps its value until a new one is assigned to it. Training
-# changes variables and nothing else.
+# A variable keeps its value until a new one is assigned to it. Training changes only variables.
 
 counter = tf.Variable(0)
 counts = [int(counter.assign_add(1)) for _ in range(5)]
@@ -87,12 +78,9 @@ print(f"\nCounted eagerly: {counts}")
 # %%
 # The variable that was not initialised
 # -------------------------------------
-# In a graph, an assignment is an operation like the others. Nothing happens until a session runs
-# it, and each run adds one. Even the first value, 0, is stored by an operation, the *initialiser*.
-# A program that did not run it stopped with a FailedPreconditionError. TensorFlow 1 wrote
-# "Attempting to use uninitialized value counter"; the message today is the one that you see.
-#
-# The value belongs to the session and is lost with it. A second session has to initialise again.
+# In a graph, an assignment is an operation, too: it happens when a session runs it. Even the first
+# value, 0, is stored by one, the *initialiser*. A program that did not run it stopped with a
+# FailedPreconditionError. The value is lost with the session; a second one has to initialise again.
 
 counter_graph = tf.Graph()
 with counter_graph.as_default():
@@ -111,9 +99,8 @@ print(f"Counted in a session: {counts_v1}")
 # %%
 # The bridge: tf.function
 # -----------------------
-# ``tf.function`` turns a Python function into a graph. The first call runs the Python lines and
-# records their operations. Every call then runs the graph: ``print`` prints once, the counter
-# counts five times. No session is needed and no initialiser.
+# ``tf.function`` makes a graph of a Python function. The first call runs the Python lines to record
+# it, and every call runs the graph: ``print`` prints once, the counter counts five times.
 
 counter.assign(0)
 
@@ -130,9 +117,7 @@ print(f"Counted by tf.function: {counts_function}")
 assert counts == counts_v1 == counts_function
 
 # %%
-# The graphs in TensorBoard
-# -------------------------
-# Type the command that is printed last and open the Graphs tab. Choose a run at the left.
+# Type the command that is printed last, open the Graphs tab and choose a run at the left.
 
 for name, drawn in {"product_tf1": graph, "counter_tf1": counter_graph}.items():
     with drawn.as_default():
@@ -145,5 +130,4 @@ run.finish({"product": product_value.item(), "counter": counts_function[-1]})
 # Try it
 # ------
 # 1. Call ``product_v1.eval()`` after the ``with`` block. What does it miss?
-# 2. Make ``column_v1`` in a second ``tf.Graph()``. Which graph does an operation belong to?
-# 3. Open a second session on ``counter_graph`` and run ``count_up`` in it.
+# 2. Open a second session on ``counter_graph`` and run ``count_up`` in it.

@@ -1,9 +1,8 @@
 """Activation functions
 ====================
 
-You learn: the activation functions and their derivatives, as formulas and in NumPy, compared with
-``tf.nn`` and ``tf.GradientTape``. Which formulas overflow as they are printed in books, and what
-to write instead.
+You learn: the activation functions and their derivatives in NumPy, compared with ``tf.nn`` and
+``tf.GradientTape``. Which formulas overflow as books print them, and what to write instead.
 
 Run::
 
@@ -29,9 +28,8 @@ run = Run(make_parser(__doc__), __file__)
 # %%
 # The comparison
 # --------------
-# An activation function f is applied to every number that a layer returns. Without it, ten layers
-# would be no more than one matrix. Training needs the derivative f′ as well. We write both in NumPy
-# and compare them with TensorFlow's at many points between -5 and 5, and far outside.
+# An activation function f is applied to each output of a layer. Without it, ten layers are no more
+# than one matrix. We compare f and its derivative f′, which training needs, with TensorFlow's.
 
 x = np.concatenate([[-1000], np.linspace(-5, 5, 10_001), [1000]])  # [10003], float64
 functions = {}  # by name: f(x) and f′(x), both [10003]
@@ -52,9 +50,8 @@ def compare(name: str, value: np.ndarray, derivative: np.ndarray) -> None:
 # %%
 # The four classics
 # -----------------
-# Relu, the rectified linear unit, lets positive numbers through and stops the others. Sigmoid puts
-# every number between 0 and 1, tanh between -1 and 1. Softplus is a relu with a round corner, and
-# its derivative is the sigmoid. At 0, relu has no derivative; TensorFlow takes 0.
+# Relu, the rectified linear unit, stops negative numbers; TensorFlow takes 0 as its derivative at
+# 0. Sigmoid lies between 0 and 1, tanh between -1 and 1. Softplus is a relu with a round corner.
 #
 # .. math::
 #
@@ -65,8 +62,7 @@ def compare(name: str, value: np.ndarray, derivative: np.ndarray) -> None:
 #    \mathrm{softplus}(x) &= \ln(1 + e^x) & \mathrm{softplus}'(x) &= \sigma(x)
 #    \end{aligned}
 #
-# The code rewrites them with z, which lies between 0 and 1 and can't overflow. ``np.log1p(z)`` is
-# ln(1 + z), right to all digits even where 1 + z would be rounded to 1.
+# z lies between 0 and 1 and can't overflow. ``np.log1p(z)`` is ln(1 + z), right to all digits.
 
 z = np.exp(-np.abs(x))
 sigmoid = np.where(x >= 0, 1, z) / (1 + z)
@@ -79,16 +75,13 @@ compare("softplus", np.maximum(x, 0) + np.log1p(z), sigmoid)
 # %%
 # Where the printed formulas fail
 # -------------------------------
-# A 32-bit number ends near e^88, a 64-bit number near e^709. ``exp`` of more is infinity, and
-# infinity divided by infinity, or times 0, is nan, "not a number". One nan in the loss, and after
-# the next step the weights are nan. So what do the formulas give at ±1000, as they are printed?
+# A 32-bit number ends near e^88, a 64-bit number near e^709. ``exp`` of more is infinity. Infinity
+# divided by infinity, or times 0, is nan. One nan in the loss makes all weights nan. At ±1000:
 #
-# - Sigmoid is right at both ends: 1 / (1 + ∞) is 0. Its gradient by tape is not right at -1000.
-#   The chain rule multiplies 0 by infinity there.
+# - Sigmoid is right at both ends, but its gradient by tape at -1000 is 0 times infinity.
 # - Tanh is ∞ / ∞ at both ends. Softplus is infinite at 1000, where it should be 1000.
-# - Elu, one of the newer ones, is x for positive x, else e^x - 1. ``tf.where`` calculates both and
-#   chooses, so the values are right. The tape differentiates both, and the one that was not
-#   chosen adds 0 times infinity. ``min(x, 0)`` in the exponent prevents it.
+# - Elu is right, since ``tf.where`` chooses between two values. But the tape differentiates both,
+#   and the other one adds 0 times infinity. ``min(x, 0)`` in the exponent prevents it.
 
 far = tf.constant([-1000.0, 1000.0])  # float32
 with tf.GradientTape(persistent=True) as far_tape:
@@ -109,10 +102,9 @@ print()
 # The newer ones
 # --------------
 # A relu that is off for every example gets no gradient and stays off: it is *dead*. Newer functions
-# let something through on the left. Leaky relu has a small slope there, 0.2 in ``tf.nn`` and 0.3 in
-# ``keras.layers.LeakyReLU``. Elu goes to -1. Selu scales an elu so that standard normal numbers
-# come out with mean 0 and variance 1. Gelu multiplies x by Φ(x), the probability that a standard
-# normal number is smaller; φ is its density. Silu, or swish, multiplies x by its sigmoid.
+# let something through on the left. Leaky relu has a slope of 0.2 there (0.3 in Keras's layer), and
+# elu goes to -1. Selu scales elu so that standard normal numbers keep mean 0 and variance 1. Gelu
+# multiplies x by Φ(x), the probability that a standard normal number is smaller, silu by σ(x).
 #
 # .. math::
 #
@@ -138,10 +130,7 @@ compare("gelu", x * normal, normal + x * density)
 compare("silu", x * sigmoid, sigmoid + x * sigmoid * (1 - sigmoid))
 
 # %%
-# The figure
-# ----------
-# Look for a dashed line that runs along zero. A unit that works there learns nothing. Sigmoid and
-# tanh have such places on both sides, leaky relu has none, and all others have them on the left.
+# Where a dashed line runs along zero, a unit learns nothing. Only leaky relu has no such place.
 
 figure, grid = plt.subplots(3, 3, figsize=(9, 7), sharex=True, sharey=True, layout="constrained")
 for axes, (name, (value, derivative)) in zip(grid.flat, functions.items(), strict=True):
@@ -155,16 +144,13 @@ run.save_figure(figure, "activations")
 # %%
 # Softmax
 # -------
-# The functions above look at one number at a time. Softmax looks at a whole row of numbers, the
-# *logits* z, and turns it into probabilities, which are positive and have the sum 1. Each
-# probability depends on each logit, so the derivatives form a matrix, the *Jacobian*:
+# Softmax turns a whole row of numbers, the *logits* z, into probabilities. Each one depends on each
+# logit, so the derivatives form a matrix, the *Jacobian*. [k = j] is 1 for k = j, and else 0:
 #
 # .. math:: p_k = \frac{e^{z_k}}{\sum_j e^{z_j}}, \qquad
 #    \frac{\partial p_k}{\partial z_j} = p_k\,([k = j] - p_j)
 #
-# with [k = j] equal to 1 for k = j and to 0 otherwise. Adding the same number to all logits changes
-# nothing. So we subtract the largest logit from all of them before ``exp``, and nothing overflows.
-
+# Adding a number to all logits changes nothing, so we subtract the largest before ``exp``.
 logits = np.array([1000.0, 999.0, 0.0])  # e^1000 is infinity
 exponentials = np.exp(logits - logits.max())
 probabilities = exponentials / exponentials.sum()

@@ -1,17 +1,15 @@
 """Fetch and feed
 ==============
 
-You learn: how numbers went into a TensorFlow 1 graph (feed) and came out of it (fetch), and how
-the arguments and return values of a ``tf.function`` do the same today. What is calculated once,
-twice or never. When a ``tf.function`` is traced again.
+You learn: how numbers were fed to a TensorFlow 1 graph and fetched from it, and how ``tf.function``
+does it today; what is calculated once, twice or never; when a function is traced again.
 
 Run::
 
     python first_try/03_fetch_and_feed.py
 
 You should see: two results fetched in one ``run`` share their work, in two runs they don't. Five
-inputs of two dtypes and three shapes cost a ``tf.function`` four tracings, with an input signature
-only one.
+inputs cost a ``tf.function`` four tracings, with an input signature only one.
 
 Time: 6 s on two CPU cores, nearly all of it to import TensorFlow.
 """
@@ -28,9 +26,8 @@ tf1 = tf.compat.v1
 # %%
 # The graph
 # ---------
-# A *placeholder* is a gap in the graph. It has a dtype and a shape; ``None`` leaves the number of
-# rows open. ``count`` counts how often the squares are calculated: the control dependency makes
-# TensorFlow add 1 to it each time. No result depends on ``update``.
+# A *placeholder* is a gap with a dtype and a shape; ``None`` leaves the number of rows open. By the
+# control dependency, ``count`` counts how often the squares are calculated.
 
 graph = tf.Graph()
 with graph.as_default():
@@ -51,10 +48,9 @@ session.run(initialise)
 # %%
 # Fetch and feed
 # --------------
-# The first argument of ``run`` says what to fetch: a tensor, or a list or dictionary of tensors.
-# The values come back in the same structure, as NumPy numbers and arrays. The second argument, the
-# feed dictionary, gives values to the placeholders, for this run only. Nearly every tensor can be
-# fed, and nothing before it is then calculated: with ``squares`` fed, ``total`` needs no ``x``.
+# ``run`` fetches a tensor, or a list or dictionary of tensors, and returns NumPy values in the same
+# structure. The feed dictionary is for this run only. Nearly every tensor can be fed, and nothing
+# before it is calculated: with ``squares`` fed, ``total`` needs no ``x``.
 
 rows = np.array([[0, 1, 2], [3, 4, 5]], np.float32)  # [2, 3]; the squares add up to 55
 print("one fetch:   ", session.run(total, {x: rows}))
@@ -65,8 +61,7 @@ print("squares fed: ", session.run(total, {squares: [[1, 2, 3]]}))
 # %%
 # Two mistakes
 # ------------
-# A missing feed is noticed while the graph runs, a wrong shape before. What was missing was often
-# a ``keep_prob`` or ``is_training``, fed in the training and forgotten in the test.
+# A missing feed was often a ``keep_prob``, fed in the training and forgotten in the test.
 
 try:
     session.run(total)
@@ -80,9 +75,8 @@ except ValueError as error:
 # %%
 # The same today
 # --------------
-# A ``tf.function`` is a graph with a Python signature. Its arguments are the feeds, its return
-# values the fetches. ``TensorSpec([None, 3], tf.float32)`` says what the placeholder said. To feed
-# a value in the middle, make two functions of it.
+# The arguments of a ``tf.function`` are the feeds, its return values the fetches. ``TensorSpec``
+# says what the placeholder said. To feed a value in the middle, make two functions.
 
 average_today = tf.Variable(0.0)
 rows_of_three = tf.TensorSpec([None, 3], tf.float32)
@@ -102,11 +96,9 @@ assert session.run((total, largest), {x: rows}) == statistics(rows)
 # %%
 # Once, twice or never
 # --------------------
-# One ``run`` calculates a node once, however many fetches need it. The next ``run`` starts again
-# and knows only the variables. What no fetch needs is not calculated: ``average`` is still 0. That
-# was a common mistake. Batch normalisation kept its first averages, since nobody fetched the
-# updates. A ``tf.function`` changes variables in the order of its lines, whether a result depends
-# on them or not, so it needs no control dependencies.
+# One ``run`` calculates a node once for all fetches. The next one starts again and knows only the
+# variables. What no fetch needs is not calculated: ``average`` is still 0. So batch normalisation
+# often kept its first averages. A ``tf.function`` changes them all, in the order of its lines.
 
 session.run(initialise)  # count is 0 again
 session.run([total, largest], {x: rows})
@@ -118,9 +110,8 @@ print(f"\nsquares: calculated {one_run} time in one run, {two_runs} times in two
 print(f"average: {session.run(average)} in the session, {average_today.numpy()} by function")
 
 # %%
-# That saves time, but there is a better reason to fetch together. Random numbers, dropout and the
-# next batch of a queue are new in each ``run``. A loss from one run and an accuracy from another
-# belong to different batches.
+# Random numbers, dropout and the next batch of a queue are new in each ``run``, so a loss from one
+# run and an accuracy from another belong to different batches.
 
 one, its_double = session.run([noise, double_noise])
 other_double = session.run(double_noise)
@@ -130,10 +121,9 @@ print(f"one run: {one:.3f} and its double {its_double:.3f}; in another run: {oth
 # %%
 # Tracing
 # -------
-# A ``tf.function`` runs its Python lines only to record a graph. That is called *tracing*. The
-# calls execute the graph, and ``print`` is not in it. Normally there is one graph for each dtype
-# and shape. With ``reduce_retracing=True`` the second shape makes a graph whose size is open. With
-# an input signature there is only one graph, and NumPy arrays are converted to its dtype.
+# *Tracing* runs the Python lines to record a graph; ``print`` is not in it. Normally there is one
+# graph for each dtype and shape. With ``reduce_retracing=True`` the second shape makes one of open
+# size. An input signature allows only one, and NumPy arrays are converted to its dtype.
 
 
 def double(x: tf.Tensor) -> tf.Tensor:
@@ -157,10 +147,8 @@ for name, function in functions.items():
 # %%
 # Python numbers
 # --------------
-# A tensor is an input of the graph, a Python number is a constant in it. Each new number costs a
-# tracing, so a step counter or a learning rate should be a tensor. After a few TensorFlow warns on
-# the error stream. There is a trap as well: Python finds 2 and 2.0 equal, so the graph that was
-# traced for 2 is used for 2.0, and the result is a whole number.
+# A Python number is a constant in the graph. Each new one costs a tracing, so a learning rate
+# should be a tensor. A trap: Python finds 2 and 2.0 equal, so 2.0 gets the graph traced for 2.
 
 numbers = tf.function(double)
 print("\nnumbers:")
@@ -169,10 +157,7 @@ for number in (2, 3, 2.0, tf.constant(2.0), tf.constant(3.0)):
     print(f"  result {numbers(number)}")
 
 # %%
-# Both graphs in TensorBoard
-# --------------------------
-# The Graphs tab has two runs. In ``session``, the dotted line to ``squares`` is the control
-# dependency.
+# In the Graphs tab's ``session``, the dotted line to ``squares`` is the control dependency.
 
 with graph.as_default():
     tf1.summary.FileWriter(run.path("session"), graph).close()
@@ -186,5 +171,4 @@ run.finish({"squares_in_one_run": one_run, "squares_in_two_runs": two_runs} | tr
 # Try it
 # ------
 # 1. Call ``statistics(rows[:, :2])``. Compare the message with the session's.
-# 2. Feed ``tf.constant(rows)`` to the session. What does the message advise?
-# 3. Add ``random.random()``, Python's, to ``x + x``. How many numbers do the five calls draw?
+# 2. Add ``random.random()``, Python's, to ``x + x``. How many numbers do the five calls draw?

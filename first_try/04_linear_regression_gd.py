@@ -1,9 +1,8 @@
 """Linear regression by gradient descent
 =====================================
 
-You learn: what one training step consists of. A straight line is fitted four times: with the
-gradients worked out by hand, by ``tf.GradientTape``, by an optimizer, and by TensorFlow 1's
-``minimize`` in a session. All four agree after every step.
+You learn: what a training step is. A line is fitted with gradients by hand, by ``tf.GradientTape``,
+by an optimizer, and by TensorFlow 1's ``minimize``. All four agree after every step.
 
 Run::
 
@@ -32,8 +31,7 @@ tf1 = tf.compat.v1
 # %%
 # The data
 # --------
-# 100 points near the line y = 0.1 x + 0.2. Each is moved up or down by a little noise. Training has
-# to find the slope w and the intercept b from the points alone. It starts at w = b = 0.
+# 100 points near y = 0.1 x + 0.2. Training has to find the slope w and the intercept b from them.
 
 rng = np.random.default_rng(run.args.seed)
 x = rng.random(100, dtype=np.float32)  # [100], between 0 and 1
@@ -68,8 +66,7 @@ by_hand = descend(np.float32(0), np.float32(0))
 # %%
 # By tape
 # -------
-# A ``GradientTape`` records what is calculated with variables. Then it goes through the record
-# backwards and applies the chain rule. No formula of a derivative is needed.
+# A ``GradientTape`` records calculations with variables and applies the chain rule backwards.
 
 w, b = tf.Variable(0.0), tf.Variable(0.0)
 by_tape = [(w.numpy(), b.numpy())]
@@ -84,8 +81,7 @@ for _ in range(STEPS):
 # %%
 # By optimizer
 # ------------
-# An optimizer turns gradients into a step. ``SGD`` makes the one above. Optimizers are from Keras.
-# It is installed with TensorFlow; ``tf.keras`` is another name for it.
+# An optimizer, from Keras, turns gradients into a step. ``tf.keras`` is another name for Keras.
 
 w, b = tf.Variable(0.0), tf.Variable(0.0)
 optimizer = keras.optimizers.SGD(RATE)
@@ -102,8 +98,7 @@ with tf.summary.create_file_writer(run.log_dir()).as_default():
 # %%
 # By TensorFlow 1
 # ---------------
-# ``minimize`` added the derivatives of the loss and the assignments to the graph, as one operation.
-# Each time a session ran it, w and b made one step.
+# ``minimize`` added derivatives and assignments to the graph, as one operation: a run is a step.
 
 with tf.Graph().as_default(), tf1.Session() as session:
     w, b = tf1.Variable(0.0), tf1.Variable(0.0)
@@ -118,11 +113,8 @@ with tf.Graph().as_default(), tf1.Session() as session:
 # %%
 # Four ways, one path
 # -------------------
-# They agree after every step, up to the rounding of 32-bit numbers.
-#
-# For a straight line, nobody has to descend. The loss is smallest where both derivatives are 0.
-# These are two linear equations, and ``lstsq`` solves them. The difference that is left after the
-# last step is not due to the noise. The descent is not finished.
+# They agree up to rounding. A line needs no descent: ``lstsq`` sets both derivatives to 0 and
+# solves two linear equations. The difference is not due to noise; the descent is not finished.
 
 for path in (by_tape, by_optimizer, by_session):
     np.testing.assert_allclose(path, by_hand, rtol=1e-4, atol=1e-6)
@@ -136,10 +128,9 @@ print(f"least squares:    y = {best[0]:.3f} x + {best[1]:.3f}")
 # %%
 # The start matters
 # -----------------
-# The loss is a bowl with a steep and a flat direction: the eigenvectors of its matrix of second
-# derivatives. A step multiplies the distance to the minimum by 1 - rate·λ in the direction of
-# eigenvalue λ. If the rate is above 2 / λ, the distance grows. From (0, 0) the way leads down the
-# steep direction. From (-0.8, 0) more than half of it is flat, and 30 steps go 68 % of that part.
+# The loss is a bowl with a steep and a flat direction, the eigenvectors of its second derivatives.
+# A step multiplies the distance along each by 1 - rate·λ with the eigenvalue λ. With a rate above 2
+# / λ it grows. From (-0.8, 0) over half of the way is flat; 30 steps go 68 % of that part.
 
 eigenvalues, directions = np.linalg.eigh(2 * design.T @ design / len(x))  # the flat one first
 for eigenvalue in eigenvalues:
@@ -152,11 +143,7 @@ print(f"from (-0.8, 0): y = {slow[-1, 0]:.3f} x + {slow[-1, 1]:.3f}")
 print(f"that is {1 - end / start:.0%} of the way in the flat direction")
 
 # %%
-# The figure
-# ----------
-# On the left the line rises from zero to the points within three steps. On the right one path drops
-# straight to the minimum. The other drops to the floor of a long valley just as fast, then it
-# creeps along the floor.
+# Left: the line rises to the points within three steps. Right: one path creeps along a valley.
 
 figure, (line, bowl) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
 line.scatter(x, y, s=10, color="tab:gray", label="data")
@@ -192,5 +179,4 @@ run.finish(
 # Try it
 # ------
 # 1. ``--steps 300``: do both paths arrive? And with ``--learning-rate 0.9``, in which direction?
-# 2. Replace ``keras.optimizers.SGD`` by ``keras.optimizers.Adam`` and remove the comparison. After
-#    how many steps is the loss as small?
+# 2. Replace ``SGD`` by ``Adam``, without the comparison. After how many steps is the loss as small?

@@ -27,16 +27,14 @@ run = Run(make_parser(__doc__), __file__)
 # %%
 # The way back
 # ------------
-# A training step needs the gradient of the loss L for each weight. It comes back from the loss
-# through all layers behind that weight. By the chain rule, each layer multiplies it by the
-# derivative of its activation function f and by its weights:
+# A training step needs the gradient of the loss L for each weight. On its way back from the loss,
+# each layer multiplies it by the derivative of its activation function f and by its weights:
 #
 # .. math:: h_k = f(h_{k-1} W_k), \qquad
 #    \frac{\partial L}{\partial h_{k-1}}
 #    = \left( \frac{\partial L}{\partial h_k} \odot f'(h_{k-1} W_k) \right) W_k^\top
 #
-# We want to see the effect of f alone. So the weights are random *orthogonal* matrices: they turn a
-# vector and keep its length. The inputs and the gradient behind the last layer are random too.
+# To see f alone, the weights are random *orthogonal* matrices, which keep a vector's length.
 
 rng = np.random.default_rng(run.args.seed)
 weights = [np.linalg.qr(rng.normal(size=(UNITS, UNITS)))[0] for _ in range(LAYERS)]
@@ -46,9 +44,7 @@ gradient_at_end = tf.constant(rng.normal(size=(EXAMPLES, UNITS)))  # [200, 100]
 # %%
 # Ten layers forwards and back
 # ----------------------------
-# The tape gives the gradient at the inputs and behind every layer. In the last of the seven cases
-# the weights are √2 times as large. For TensorBoard's steps we take the number of layers passed:
-# from the end for the gradient, from the inputs for the outputs.
+# The tape gives the gradient behind every layer. TensorBoard's steps are the layers passed.
 
 cases = {
     "sigmoid": (tf.nn.sigmoid, 1),
@@ -82,11 +78,9 @@ for name, (activation, scale) in cases.items():
 # ------------------
 # - Sigmoid's derivative is 1/4 at most, so ten layers leave at most (1/4)^10, about a millionth.
 #   The first layers hardly learn. Tanh has the derivative 1 at 0 and loses much less.
-# - Relu stops the gradient at the units that are off, about half of them. In each layer that
-#   multiplies the length by about √(1/2). Weights that are √2 times as large make up for it. In
-#   Keras, the start ``he_normal`` has weights of this size.
-# - Gelu has the derivative 1/2 at 0. Its outputs shrink from layer to layer, so its derivatives get
-#   close to 1/2. Networks that use it normalise the outputs of their layers.
+# - Relu stops the gradient at about half of the units: each layer multiplies its length by √(1/2).
+#   Weights that are √2 times as large, as Keras's ``he_normal`` makes them, balance it.
+# - Gelu has the derivative 1/2 at 0. Its outputs shrink, so its derivatives get close to 1/2.
 # - Selu was made to keep the mean 0 and the standard deviation 1. Its gradient grows a little.
 
 assert left["sigmoid"][-1] < 0.25**LAYERS
@@ -103,7 +97,5 @@ run.finish({f"{name}_left": lengths[-1] for name, lengths in left.items()})
 # %%
 # Try it
 # ------
-# Remove the ``assert``, then:
-#
-# 1. Give sigmoid weights that are four times as large. Why does that help less than √2 helps relu?
+# 1. Remove the ``assert``, and give sigmoid weights that are four times as large. Is it enough?
 # 2. Let each layer add its inputs, ``outputs[-1] + activation(...)``. This is a skip connection.

@@ -8,9 +8,8 @@ Run::
 
     python linear/01_linear_activation_regression.py
 
-You should see: points that lie 0.019 from x² (root mean square), and a curve learned from them
-that lies 0.004 from it. ``fit.png`` shows it beside a network whose bias has the wrong shape, and
-``hidden_units.png`` shows how ten units make a parabola.
+You should see: points that lie 0.019 from x² (root mean square), and a curve learned from them that
+lies 0.004 from it. ``fit.png`` shows it, ``hidden_units.png`` how ten units make it.
 
 Time: 10 s on two CPU cores, more than half of it to import TensorFlow.
 """
@@ -31,8 +30,7 @@ run = Run(make_parser(__doc__), __file__)
 # %%
 # The data
 # --------
-# 200 points of the parabola y = x², each moved up or down by random noise. Both arrays are matrices
-# with one column and a row for each point. Keep the column: "Try it" shows what happens without.
+# Points of y = x² with random noise. Both arrays have one column (see "Try it") and 200 rows.
 
 rng = np.random.default_rng(run.args.seed)
 x = np.linspace(-0.5, 0.5, POINTS, dtype=np.float32)[:, np.newaxis]  # [200, 1]
@@ -46,8 +44,7 @@ y = truth + rng.normal(0, NOISE, truth.shape).astype(np.float32)  # [200, 1]
 #
 # .. math:: h = \tanh(x W_1 + b_1), \qquad \hat y = h W_2 + b_2
 #
-# The biases have no axis for the points: the same ten numbers are added to every row. Weights and
-# biases start from random numbers, since units that start equal stay equal.
+# The biases are the same for all points. All start random, since units that start equal stay equal.
 
 shapes = {"W₁": (1, UNITS), "b₁": (UNITS,), "W₂": (UNITS, 1), "b₂": (1,)}
 sizes = {"W₁": 2, "b₁": 0.3, "W₂": 0.3, "b₂": 0}  # standard deviations
@@ -64,8 +61,7 @@ def network(x: np.ndarray, parameters: list[tf.Variable]) -> tf.Tensor:
 # Gradient descent
 # ----------------
 # The loss is the mean squared error. A step moves each parameter against its derivative.
-# ``tf.function`` turns ``descend`` into a graph, and ``tf.range`` makes the loop a part of it: 100
-# steps are one call.
+# ``tf.function`` turns ``descend`` into a graph with the loop in it: 100 steps are one call.
 
 
 def loss_of(parameters: list[tf.Variable]) -> tf.Tensor:
@@ -98,9 +94,8 @@ fit = train(parameters, "bias_per_unit")
 # %%
 # How good is it?
 # ---------------
-# Even x² itself has a loss above zero, because of the noise. A fit far below this *noise floor* has
-# learned the noise. What we are after is the distance to x², the root of the mean squared
-# difference. With real data nobody knows it.
+# Even x² has a loss above zero, because of the noise. A fit far below this *noise floor* has
+# learned the noise. We want a small distance to x², which nobody knows with real data.
 
 fits = {"network": fit, "x² (noise floor)": truth, "points": y}
 print("                     loss   distance to x²")
@@ -111,8 +106,7 @@ for name, outputs in fits.items():
 # %%
 # The same in Keras
 # -----------------
-# ``Dense`` is x W + b and an activation. ``fit`` is the loop, and SGD with all points in one batch
-# is plain gradient descent.
+# ``Dense`` is x W + b and an activation. SGD with all points in one batch is gradient descent.
 
 model = keras.Sequential(
     [keras.Input((1,)), keras.layers.Dense(UNITS, "tanh"), keras.layers.Dense(1)]
@@ -125,9 +119,8 @@ keras_fit = model.predict(x, verbose=0)
 # %%
 # The same in TensorFlow 1
 # ------------------------
-# First the graph was built, with placeholders for the data. ``minimize`` added the derivatives and
-# the step to it. Then a session ran the step, once for each call. All three programs make the same
-# 10,000 steps, so they end at the same curve.
+# The graph has placeholders for the data, ``minimize`` adds the derivatives and the step, and a
+# session runs it. All three programs make the same 10,000 steps and end at the same curve.
 
 v1 = tf.compat.v1
 with tf.Graph().as_default(), v1.Session() as session:
@@ -148,9 +141,8 @@ assert np.allclose(fit, v1_fit, atol=1e-5)
 # %%
 # What the ten units do
 # ---------------------
-# On the left are the outputs h of the ten units. All are pieces of the same tanh: steep or flat,
-# rising or falling, and moved sideways by the bias. On the right each is multiplied by its weight
-# in W₂. Their sum plus b₂ is the fit. No unit looks like a parabola.
+# Left: the outputs h, all pieces of the same tanh: steep or flat, rising or falling, and moved
+# sideways by the bias. Right: each is multiplied by its weight. Their sum plus b₂ is the fit.
 
 w1, b1, w2, b2 = (parameter.numpy() for parameter in parameters)
 hidden = np.tanh(x @ w1 + b1)  # [200, 10]
@@ -166,12 +158,10 @@ run.save_figure(figure, "hidden_units")
 # %%
 # A bias of the wrong shape
 # -------------------------
-# Many scripts for TensorFlow 1 gave the bias the shape of what it is added to: [200, 10] for a
-# batch of 200 points. Nothing complains, and the loss falls to zero. But now every point has biases
-# of its own, and they learn its noise. The loss doesn't tell; the distance to x² does.
-#
-# And the network is of no use. It has no biases for 50 other points, and a single point is added to
-# all 200 biases: 200 answers to one question, without an error.
+# Many scripts for TensorFlow 1 gave the bias the shape of what it is added to: [200, 10] for 200
+# points. The loss falls to zero, but now every point has biases of its own, and they learn its
+# noise. Only the distance to x² tells. And the network is of no use: it fails for 50 other points,
+# and it gives 200 answers for a single one, without an error.
 
 per_point = [tf.Variable(array) for array in start]
 per_point[1] = tf.Variable(np.tile(start[1], (POINTS, 1)))  # b₁ [200, 10]
@@ -208,6 +198,5 @@ run.finish(
 # Try it
 # ------
 # 1. Set ``UNITS`` to 1, then to 2. How many units does it take to go down and up again?
-# 2. Print ``np.mean((fit - y) ** 2)`` and ``np.mean((fit - y[:, 0]) ** 2)``. Why is the second so
-#    much larger? (What is the shape of ``fit - y[:, 0]``?) A network trained with such a loss ends
-#    as a nearly flat line: every output is compared with every y.
+# 2. Print ``np.mean((fit - y[:, 0]) ** 2)``. Why is it so large? (What is the shape of the
+#    difference?) A network trained with such a loss ends as a nearly flat line.

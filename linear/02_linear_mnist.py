@@ -8,9 +8,8 @@ Run::
 
     python linear/02_linear_mnist.py
 
-You should see: 98.46 % of the 10,000 test images right. ``curves.png`` shows a training loss that
-begins above the validation loss, and why that is no mistake; ``mistakes.png`` shows digits that
-the network gets wrong.
+You should see: 98.46 % of the 10,000 test images right. ``curves.png`` shows why a training loss
+may begin above the validation loss; ``mistakes.png`` shows digits that the network gets wrong.
 
 Time: 90 s on two CPU cores.
 """
@@ -45,9 +44,8 @@ tf.config.experimental.enable_op_determinism()  # the same seed gives the same r
 # %%
 # The data
 # --------
-# MNIST has 60,000 training images. We hold back 5,000 of them for validation: all choices are made
-# on these. The 10,000 test images are scored once, at the very end. A test set that you look at
-# while you choose settings measures how well you chose, not how well the network reads new digits.
+# Of MNIST's 60,000 training images we hold back 5,000, on which all choices are made. The 10,000
+# test images are scored once, at the very end, because choosing by them would flatter the result.
 
 data = mnist.load(run.args.data_dir)
 if run.args.quick:
@@ -58,21 +56,17 @@ run.save_figure(picture_grid(data.train_images[:16], data.train_labels[:16]), "d
 # %%
 # The network
 # -----------
-# 784 pixels, 500 units, 300 units, 10 outputs. A unit multiplies every value of the layer before by
-# a weight of its own, adds them up and adds a bias. The hidden units then apply relu, max(0, sum).
+# A unit adds its bias to a weighted sum of the layer before. Hidden units apply relu, max(0, sum).
 #
-# - The pixels come in as bytes from 0 to 255. The model subtracts their mean and divides by their
-#   standard deviation. Whoever loads the saved file can't forget this and can't do it twice.
+# - The model itself subtracts the mean of the pixels and divides by their standard deviation.
+#   Whoever loads the saved file can't forget this and can't do it twice.
 # - Dropout sets a random fifth of the values to zero in each training step and multiplies the rest
-#   by 1/0.8, so that the sums keep their size on average. ``fit`` turns it on; ``evaluate`` and
-#   ``predict`` turn it off. TensorFlow 1 scripts fed the share to *keep* into a placeholder, and
-#   those that forgot to feed 1.0 for the test measured a crippled network.
-# - The last layer has no softmax. Its outputs are *logits*, and the loss below applies the softmax
-#   itself, exactly once. The largest logit belongs to the most probable digit anyway.
+#   by 1/0.8, which keeps the average. ``evaluate`` and ``predict`` turn it off. TensorFlow 1
+#   scripts that forgot to feed 1.0, the share to *keep*, in the test measured a crippled network.
+# - The last layer has no softmax. Its outputs are *logits*; the loss applies the softmax, once.
 #
-# The weights of a layer start from random numbers with mean 0, since equal units would stay equal.
-# Keras's default, ``glorot_uniform``, makes them smaller the more inputs and outputs a layer has,
-# so that the signals keep about the same size from layer to layer.
+# The weights start random, since equal units would stay equal. Keras's ``glorot_uniform`` makes
+# them smaller the more inputs and outputs a layer has, so that the signals keep about their size.
 
 model = keras.Sequential(
     [
@@ -93,12 +87,10 @@ assert model.count_params() == 784 * 500 + 500 + 500 * 300 + 300 + 300 * 10 + 10
 # %%
 # The loss and the optimizer
 # --------------------------
-# The cross-entropy of an image is -ln p(true digit). A network that knows nothing gives every digit
-# 1/10 and has a loss of ln 10 = 2.30.
-#
+# The cross-entropy of an image is -ln p(true digit), ln 10 = 2.30 for a network that knows nothing.
 # The learning rate rises over the first 15 % of the steps and then falls to zero along half a
-# cosine: large steps find the region, small steps settle in it. TensorFlow 1 scripts kept the rate
-# in a variable and changed it from outside: ``sess.run(tf.assign(lr, 0.001 * 0.95 ** epoch))``.
+# cosine: large steps find the region, small steps settle in it. TensorFlow 1 scripts changed it
+# from outside: ``sess.run(tf.assign(lr, 0.001 * 0.95 ** epoch))``.
 
 steps = run.args.epochs * -(-len(data.train_images) // BATCH_SIZE)  # rounded up
 model.compile(
@@ -112,10 +104,9 @@ model.compile(
 # The training, and what TensorBoard gets
 # ---------------------------------------
 # Keras's callback writes loss and accuracy of both sets. We add the graph, and after each epoch the
-# mean, deviation, extremes and histogram of all weights and biases. In the Histograms tab, watch
-# ``hidden1/kernel``: a flat block at step 0, a bell with long tails later. We also score the first
-# 5,000 *training* images after each epoch, without dropout.
-
+# Keras's callback writes loss and accuracy. We add the graph and, after each epoch, the statistics
+# and histograms of all weights (``hidden1/kernel``: a flat block at step 0, a bell with long tails
+# later) and the loss of the first 5,000 *training* images, without dropout.
 images = tf.TensorSpec([None, 28, 28], tf.uint8, name="images")
 write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(images))
 writer = tf.summary.create_file_writer(run.log_dir("weights"))
@@ -151,10 +142,9 @@ train_seconds = time.perf_counter() - started
 # %%
 # Why the training loss begins above the validation loss
 # ------------------------------------------------------
-# The training loss is measured with dropout on, and it is the mean over an epoch in which the
-# network was still learning. Validation comes at the end of the epoch, with dropout off. The third
-# curve is the loss of training images under the same conditions. It falls below the validation
-# loss, and the distance between these two is the overfitting.
+# The training loss is a mean over the epoch, while the network learns, with dropout on. Validation
+# comes at its end, with dropout off. The third curve is the loss of training images under these
+# conditions. It falls below the validation loss, and the distance is the overfitting.
 
 figure = curves(
     {
@@ -171,9 +161,8 @@ run.save_figure(figure, "curves")
 # %%
 # Saved, and loaded
 # -----------------
-# One file holds the layers, the weights and the optimizer; nobody needs the code above to use it.
-# TensorFlow 1's ``Saver`` stored numbers under names only, and the program that loaded them had to
-# build the same graph first. Load only files that you trust.
+# The file holds layers, weights and optimizer and needs none of the code above. TensorFlow 1's
+# ``Saver`` stored only numbers under names. Load only files that you trust.
 
 path = run.path("model.keras")
 model.save(path)
@@ -184,9 +173,8 @@ assert np.array_equal(model.predict(some, verbose=0), loaded.predict(some, verbo
 # %%
 # The test
 # --------
-# The loaded model scores all 10,000 test images, once. Other 10,000 images would give a slightly
-# different accuracy: by :math:`2 \sqrt{p (1 - p) / n}`, about a quarter of a percent, either way.
-# So two networks that differ by a tenth of a percent here may well be equally good.
+# Other 10,000 images would change the accuracy by about :math:`2 \sqrt{p (1 - p) / n}`, a quarter
+# of a percent. So two networks that differ by a tenth of a percent may well be equally good.
 
 test = mnist.batches(data.test_images, data.test_labels, 500)
 test_loss, test_accuracy = loaded.evaluate(test, verbose=0)
@@ -194,8 +182,7 @@ test_loss, test_accuracy = loaded.evaluate(test, verbose=0)
 # %%
 # The mistakes
 # ------------
-# The test images on which the network is surest of a wrong answer. "a 6: 99% 4" is a 6 that it took
-# for a 4 with a probability of 99 %. Would you have read them right?
+# The surest wrong answers. "a 6: 99% 4" is a 6 taken for a 4 with a probability of 99 %.
 
 logits = loaded.predict(data.test_images, batch_size=500, verbose=0)  # [10000, 10]
 probabilities = tf.nn.softmax(logits).numpy()
@@ -221,5 +208,4 @@ run.finish(
 # Try it
 # ------
 # 1. Set ``DROPOUT`` to 0. What happens to the distance between the two lower curves?
-# 2. Remove the activation of both hidden layers. The network is then one matrix in three pieces.
-#    How much does it lose?
+# 2. Remove the activation of both hidden layers: one matrix in three pieces. How much does it lose?

@@ -8,9 +8,8 @@ Run::
 
     python linear/03_optimizer_race.py
 
-You should see: eight optimizers that are far apart at Keras's own learning rates, and that all read
-97 to 98 % of the test images at tuned ones. Most pairs are undecided; plain ``sgd`` is behind.
-``race.png`` shows it, and TensorBoard's HParams tab lists all trainings.
+You should see: eight optimizers, far apart at Keras's learning rates. At tuned ones all read 97 to
+98 % of the test images; most pairs are undecided, plain ``sgd`` is behind (``race.png``).
 
 Time: 110 s on two CPU cores.
 """
@@ -46,22 +45,18 @@ tf.config.experimental.enable_op_determinism()  # the same seed gives the same r
 # %%
 # Eight optimizers
 # ----------------
-# The gradient g of a weight says in which direction the loss rises. An optimizer decides how far
-# the weight goes the other way:
+# The loss rises along the gradient g. An optimizer decides how far a weight goes the other way:
 #
 # - ``sgd``: the learning rate times g.
 # - ``momentum``: a velocity, which keeps 0.9 of itself in each step and gains the rate times g.
 # - ``nesterov``: the same, and it looks one move of the velocity ahead.
 # - ``adagrad``: divides g by the root of the sum of all its squares (plus 0.1). The steps shrink.
 # - ``rmsprop``: divides g by the root of a running mean of its squares, so it forgets old ones.
-# - ``adadelta``: as rmsprop, then multiplies by the running size of its own earlier steps. It was
-#   published without a learning rate; Keras multiplies the result by one.
-# - ``adam``: divides a running mean of g by the root of a running mean of its squares, and corrects
-#   both for their start at zero.
+# - ``adadelta``: as rmsprop, times the running size of its own steps. The rate is Keras's addition.
+# - ``adam``: a running mean of g, divided by rmsprop's root. Both are corrected for starting at 0.
 # - ``adamw``: adam, and each step makes the weight smaller by the share 0.004 times the rate.
 #
-# The table shows the first step of each at rate 1. The last four go nearly as far for a small
-# gradient as for a large one. And a rate means something else in each family.
+# At rate 1, the last four go nearly as far for a small gradient as for a large one:
 
 OPTIMIZERS = {
     "sgd": keras.optimizers.SGD,
@@ -82,9 +77,8 @@ for name, make in OPTIMIZERS.items():
 # %%
 # The track
 # ---------
-# A network of 784, 100 and 10 units is small enough to be trained hundreds of times. A *start* is a
-# set of random first weights and an order of the images. From one start, all optimizers begin with
-# the same network and see the same batches.
+# A small network can be trained hundreds of times. A *start* is a set of random first weights and
+# an order of the images. From one start, all optimizers see the same network and batches.
 
 data = mnist.load(run.args.data_dir)
 if run.args.quick:
@@ -117,12 +111,10 @@ for _ in range(run.args.runs):
 # %%
 # One training
 # ------------
-# All trainings share one model and, for each optimizer, one graph of ``descend``, because making
-# these takes as long as a training. So every training begins anew by hand, with the weights of its
-# start *and* with an optimizer that remembers nothing.
-#
-# In each training the rate rises over the first 15 % of the steps to the rate that is tried, then
-# falls to zero along half a cosine.
+# All trainings share one model and, for each optimizer, one graph of ``descend``: making these
+# takes as long as a training. So each begins anew by hand, with the weights of its start *and* with
+# an optimizer that remembers nothing. The rate rises over the first 15 % of the steps to the rate
+# that is tried, then falls to zero along half a cosine.
 
 model = make_model()
 loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -165,9 +157,8 @@ def score(images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 # %%
 # The tuning
 # ----------
-# The same rule for all eight: begin with some rate, go up in factors of two, then down, until the
-# best rate has two worse ones above it and two below. So the best one is never the last one tried.
-# The loss on the validation images says what is best.
+# One rule for all: go up from some rate in factors of two, then down, until the rate with the best
+# validation loss has two worse ones above it and two below. So it is never the last one tried.
 
 
 def tune(name: str, first: float, start: int) -> dict[float, float]:
@@ -190,10 +181,8 @@ def tune(name: str, first: float, start: int) -> dict[float, float]:
 # The race
 # --------
 # A run takes a new start, tunes the rate, and scores the best network on the test images. The first
-# run begins with Keras's own rate, each further one with the best rate of the run before. First
-# weights, order and tuning depend on luck, and the spread of the runs has all of it.
-#
-# For the HParams tab, ``hp.hparams`` writes what was set; the scalars beside it are the results.
+# run begins with Keras's rate, each further one with the best rate of the run before. The spread of
+# the runs has the luck of weights, order and tuning. ``hp.hparams`` is for the HParams tab.
 
 valleys = {}  # by optimizer: what the first run tried
 rates, losses, accuracies = ({name: [] for name in OPTIMIZERS} for _ in range(3))  # of all runs
@@ -240,13 +229,10 @@ for name in ranking:
         print(f"  {name} beats {', '.join(losers)}")
 
 # %%
-# The figure
-# ----------
-# Left: the tuning of the first run. A ring marks Keras's own rate, the lowest point of a valley the
-# tuned one. From adam's to adadelta's it is more than a thousandfold, so a comparison at one common
-# rate only shows for which optimizer it was chosen. Momentum's valley lies far to the left of
-# sgd's: a velocity that keeps 0.9 of itself adds up to 1/(1 - 0.9) = 10 gradients. Right: each dot
-# is the test accuracy of one run, each bar a mean.
+# Left: the tuning of the first run; a ring marks Keras's rate. From adam's best rate to adadelta's
+# it is more than a thousandfold, so one common rate only shows for which optimizer it was chosen.
+# Momentum's lies far left of sgd's: a velocity that keeps 0.9 of itself adds up to 1/(1 - 0.9) = 10
+# gradients. Right: each dot is the test accuracy of one run, each bar a mean.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
 for row, (name, colour) in enumerate(zip(ranking, plt.colormaps["Dark2"].colors, strict=True)):

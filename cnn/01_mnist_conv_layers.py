@@ -51,21 +51,18 @@ print(f"Data: {data.source}, {len(data.train_images):,} training images")
 # %%
 # Convolution and pooling
 # -----------------------
-# A dense unit has one weight for each pixel. Moved by a pixel, the same stroke meets other weights
+# A dense unit has one weight for each pixel. A stroke that is moved by a pixel meets other weights
 # and has to be learned again. A *filter* of a convolution has 5×5 weights w and one bias b. It is
-# laid on every place of the image, and gives one number at each, a sum over the pixels under it:
+# laid on every place of the image, and gives one number at each:
 #
 # .. math:: y_{ij} = b + \sum_{u=0}^{4} \sum_{v=0}^{4} w_{uv}\, x_{i+u,\,j+v}
 #
-# The numbers form a new image, the filter's *map*: high where the pixels look like the weights.
-# The same 25 weights serve all places, so a stroke is found wherever it lies. The filters of
-# ``conv2`` do the same with all 32 maps of the layer before, so each has 5·5·32 weights.
-#
-# In a row of 28 pixels there are 28 - 5 + 1 = 24 places for a filter of 5: the map is smaller than
-# the image. This is ``padding="valid"``, the default. ``"same"`` adds a border of zeros: 28 stays
-# 28. MNIST's digits lie in the middle of an empty margin and need no border.
-#
-# *Pooling* keeps the largest of every 2×2 numbers, so it matters less where exactly a stroke lies.
+# The numbers form a new image, the filter's *map*: high where the pixels look like the weights. The
+# same 25 weights find a stroke wherever it lies. The filters of ``conv2`` do the same with all 32
+# maps of the layer before, so each has 5·5·32 weights. A row of 28 pixels has 28 - 5 + 1 = 24
+# places for a filter of 5, so the map is smaller than the image. This is ``padding="valid"``, the
+# default; ``"same"`` adds a border of zeros, and 28 stays 28. MNIST's digits have a margin already.
+# *Pooling* keeps the largest of every 2×2 numbers: the exact place of a stroke matters less.
 
 model = keras.Sequential(
     [
@@ -95,10 +92,9 @@ assert np.allclose(by_hand, by_layer, atol=1e-6)
 # Where the parameters are, and where the work is
 # -----------------------------------------------
 # A layer uses each of its weights once at every place of its output: a dense layer has one place,
-# ``conv1`` has 24·24 = 576. Multiply, and you have the multiplications for one image.
-#
-# ``hidden`` has 83 % of the parameters, ``conv2`` does 82 % of the work. To make a network small,
-# look at its dense layers; to make it fast, look at its convolutions.
+# ``conv1`` has 24·24 = 576. This gives the multiplications for one image, the work. ``hidden`` has
+# 83 % of the parameters, ``conv2`` does 82 % of the work. To make a network small, look at its
+# dense layers; to make it fast, at its convolutions.
 
 print(f"{'layer':10} {'output':>12} {'parameters':>11} {'multiplications':>16}")
 multiplications = 0
@@ -113,18 +109,15 @@ print(f"{'together':10} {'':12} {parameters:11,} {multiplications:16,}")
 assert parameters == (25 * 32 + 32) + (25 * 32 * 64 + 64) + (1024 * 256 + 256) + (256 * 10 + 10)
 
 # %%
-# What one number sees
-# --------------------
+# What one number sees, and what the loss gets
+# --------------------------------------------
 # A number of ``conv1`` depends on 5×5 pixels, and one of ``pool1`` on 6×6. Neighbours in ``pool1``
-# are 2 pixels apart, so five of them in a row, which a filter of ``conv2`` looks at, see
-# 6 + 4·2 = 14 pixels. For ``pool2`` it is 16 of the image's 28. This is the *receptive field*: the
-# first layer can only find strokes and edges, the second can find loops and crossings.
+# are 2 pixels apart, so the five in a row that a filter of ``conv2`` looks at see 6 + 4·2 = 14
+# pixels. For ``pool2`` it is 16 of the image's 28. This is the *receptive field*: the first layer
+# can only find strokes and edges, the second can find loops and crossings.
 #
-# The loss gets logits
-# --------------------
-# ``from_logits=True`` tells the loss to apply the softmax. With a softmax layer in the model *and*
-# this flag, it would be applied twice. Keras notices that, warns and takes the logits. Nobody
-# notices it in hand-written code; the next script says what it costs there.
+# ``from_logits=True`` tells the loss to apply the softmax. If the model has a softmax layer as
+# well, Keras warns and takes the logits. Hand-written code applies it twice, see ``cnn/02``.
 
 steps = run.args.epochs * -(-len(data.train_images) // BATCH_SIZE)  # rounded up
 model.compile(
@@ -140,9 +133,8 @@ write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(image
 # The training
 # ------------
 # ``accuracy`` is a mean over the epoch, taken while the network was still learning and with half of
-# ``hidden`` switched off. ``val_accuracy`` is the fair number. In TensorFlow 1,
-# ``tf.metrics.accuracy`` was a mean too, over everything since the program began, and scripts
-# printed it as the accuracy of the network.
+# ``hidden`` switched off. ``val_accuracy`` is the fair number. TensorFlow 1's
+# ``tf.metrics.accuracy`` was a mean too, over everything since the program began.
 
 started = time.perf_counter()
 history = model.fit(
@@ -159,8 +151,8 @@ train_seconds = time.perf_counter() - started
 # What the filters find
 # ---------------------
 # Top: eight of the 32 filters of ``conv1``, yellow where a weight is large. Middle: the map that
-# each makes of the same 4, yellow where the filter fits. Many answer to one side of a stroke, or
-# to strokes of one direction. Bottom: eight maps of ``conv2``, which answer at fewer places.
+# each makes of the same 4, yellow where the filter fits. Many answer to one side or direction of a
+# stroke. Bottom: eight maps of ``conv2``, which answer at fewer places.
 
 four = data.validation_images[data.validation_labels == 4][:1]  # [1, 28, 28]
 outputs = [model.get_layer(name).output for name in ("conv1", "conv2")]
@@ -173,8 +165,7 @@ run.save_figure(picture_grid(pictures, titles, cmap="viridis"), "feature_maps")
 # %%
 # Saved with its softmax, and loaded
 # ----------------------------------
-# Users want probabilities, so a softmax is put behind the network after the training. The file has
-# bytes from 0 to 255 as its input and gives ten probabilities.
+# Users want probabilities, so a softmax is put behind the network after the training.
 
 path = run.path("model.keras")
 classifier = keras.Sequential([model, keras.layers.Softmax(name="probabilities")])
@@ -185,8 +176,7 @@ assert np.array_equal(classifier.predict(four, verbose=0), loaded.predict(four, 
 # %%
 # The test
 # --------
-# All 10,000 images, once, with the loaded file. ``confusion.png`` counts the wrong answers: a row
-# for the label, a column for what the network says. ``cnn/04`` shows such images themselves.
+# All 10,000 images, once, with the loaded file. ``confusion.png`` counts the wrong answers.
 
 probabilities = loaded.predict(data.test_images, batch_size=500, verbose=0)  # [10000, 10]
 answers = probabilities.argmax(axis=1)  # [10000]
@@ -216,5 +206,5 @@ run.finish(
 # Try it
 # ------
 # 1. Change both convolutions to ``padding="same"``. Which shapes follow, and how many parameters
-#    does ``hidden`` have then? Work it out before you run it (the ``assert`` will stop you).
-# 2. Remove ``hidden`` and ``dropout``. How many of the parameters are left, and what do you lose?
+#    does ``hidden`` have then? Work it out first (the ``assert`` will stop you).
+# 2. Remove ``hidden`` and ``dropout``. How many parameters are left, and what do you lose?

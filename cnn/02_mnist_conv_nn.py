@@ -2,15 +2,15 @@
 ========================
 
 You learn: what the layers of the script before are made of. The network is eight variables and six
-operations, the training step is written out, and the result is saved in two ways: as a checkpoint,
-which has the numbers, and as a SavedModel, which has the calculation as well.
+operations, the training step is written out, and the result is saved as a checkpoint, which has the
+numbers, and as a SavedModel, which has the calculation as well.
 
 Run::
 
     python cnn/02_mnist_conv_nn.py
 
-You should see: 99.33 % of the 10,000 test images right. ``filters.png`` shows the filters of the
-first layer before and after the training.
+You should see: 99.33 % of the 10,000 test images right. ``filters.png`` shows the first layer's
+filters before and after the training.
 
 Time: 36 s on two CPU cores.
 """
@@ -50,15 +50,15 @@ print(f"Data: {data.source}, {len(data.train_images):,} training images")
 # %%
 # The network
 # -----------
-# A ``tf.Module`` is a place for variables: each variable that is assigned to an attribute appears
-# in ``trainable_variables`` and in checkpoints. It replaces TensorFlow 1's collections.
+# A ``tf.Module`` replaces TensorFlow 1's collections: each variable that is assigned to an
+# attribute appears in ``trainable_variables`` and in checkpoints.
 #
 # **The start.** A unit adds up n products of an input and a weight. If the weights have the
 # deviation σ, the sum has n σ² times the power (the mean square) of the inputs. Then relu sets half
-# of the sums to zero, and half of the power is gone. So with n σ² = 2 a signal keeps its size from
-# layer to layer (He et al., *Delving deep into rectifiers*, 2015). The 2 makes up for the relu. No
-# relu follows the logits, so they get n σ² = 1. TensorFlow 1's tutorials took σ = 0.1 everywhere,
-# cut at 2 σ, which leaves 0.088. For ``hidden`` that is twice as much as :math:`\sqrt{2 / 1024}`.
+# of the sums to zero, which halves the power. So with n σ² = 2 a signal keeps its size from layer
+# to layer (He et al., *Delving deep into rectifiers*, 2015). No relu follows the logits, so they
+# get n σ² = 1. TensorFlow 1's tutorials took σ = 0.1 everywhere, cut at 2 σ, which leaves 0.088.
+# For ``hidden`` that is twice as much as :math:`\sqrt{2/1024}`.
 #
 # **Dropout** sets a share of the units to zero and multiplies the others, so that the sum keeps its
 # size on average. ``rate`` is the share that is dropped; TensorFlow 1 took the share to *keep*.
@@ -71,8 +71,6 @@ def weights(*shape: int, power: int = 2) -> tf.Variable:
 
 
 class ConvNet(tf.Module):
-    """32 and 64 filters of 5×5 with pooling, then hidden units with dropout, then 10 logits."""
-
     def __init__(self) -> None:
         super().__init__(name="conv_net")
         self.conv1_kernel, self.conv1_bias = weights(5, 5, 1, 32), tf.Variable(tf.zeros(32))
@@ -95,7 +93,6 @@ class ConvNet(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, 28, 28], tf.uint8, name="images")])
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """The logits with all units on, as a graph."""
         return self.forward(images, dropout=0)
 
 
@@ -107,9 +104,9 @@ write_graph(run.log_dir("graph"), network.__call__.get_concrete_function())
 # %%
 # The loss
 # --------
-# The operation below takes logits and does softmax and logarithm in one. If it gets the output of a
-# softmax by mistake, the softmax is applied twice, and here nothing warns you. The second softmax
-# sees only numbers from 0 to 1, so even the loss of a perfect answer is ln(1 + 9/e) = 1.46.
+# The operation below takes logits and does softmax and logarithm in one. If it gets probabilities
+# by mistake, the softmax is applied twice, and nothing warns you. The second one sees only numbers
+# from 0 to 1, so even the loss of a perfect answer is ln(1 + 9/e) = 1.46.
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -138,8 +135,8 @@ print(f"Loss at the start: {loss_at_start:.2f}; ln 10 = {math.log(10):.2f}")
 # -----------------
 # The loss with dropout, its gradient by each of the eight variables, one step of the optimizer.
 # ``tf.function`` records the operations at the first call and runs them as a graph from then on.
-# TensorFlow 1 had ``train_op = tf.train.AdamOptimizer(1e-4).minimize(loss)`` and then, step by
-# step, ``sess.run(train_op, feed_dict={x: batch[0], y: batch[1], keep_prob: 0.5})``.
+# TensorFlow 1 had ``train_op = tf.train.AdamOptimizer(1e-4).minimize(loss)`` and, step by step,
+# ``sess.run(train_op, feed_dict={x: batch[0], y: batch[1], keep_prob: 0.5})``.
 
 steps_per_epoch = -(-len(data.train_images) // BATCH_SIZE)  # rounded up
 optimizer = keras.optimizers.Adam(warm_up_cosine(PEAK_RATE, run.args.epochs * steps_per_epoch))
@@ -147,7 +144,6 @@ optimizer = keras.optimizers.Adam(warm_up_cosine(PEAK_RATE, run.args.epochs * st
 
 @tf.function
 def train_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """One step; returns the loss of the batch, taken before it."""
     with tf.GradientTape() as tape:
         loss = cross_entropy(labels, network.forward(images, dropout=DROPOUT))
     gradients = tape.gradient(loss, network.trainable_variables)
@@ -158,8 +154,7 @@ def train_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 # %%
 # The training
 # ------------
-# We write the loss of every twentieth batch to TensorBoard, and after each epoch the scores on the
-# validation images and a summary of the weights. Scoring takes time as well, so not more often.
+# TensorBoard gets every twentieth loss, and each epoch's validation scores and weight summaries.
 
 filters_at_start = network.conv1_kernel.numpy()
 batches = mnist.batches(data.train_images, data.train_labels, BATCH_SIZE, seed=run.args.seed)
@@ -189,9 +184,8 @@ train_seconds = time.perf_counter() - started
 # %%
 # What the first filters have learned
 # -----------------------------------
-# Two rows at the start, two rows after the training; red weights are above zero, blue ones below.
-# The training needed to change a filter only a little: noise became an edge or a spot, but much
-# still looks like noise.
+# Two rows at the start, two rows after the training; red weights are above zero, blue ones below. A
+# filter has changed only a little: noise became an edge or a spot; much still looks like noise.
 
 filters = np.concatenate([filters_at_start, network.conv1_kernel], axis=3)  # [5, 5, 1, 64]
 largest = np.abs(filters).max()
@@ -210,10 +204,8 @@ run.save_figure(figure, "filters")
 # Saved in two ways, and loaded
 # -----------------------------
 # A *checkpoint* has numbers only: the variables, and the optimizer's averages, so that a training
-# can go on. Whoever loads it needs the class ``ConvNet``. TensorFlow 1's ``Saver`` did the same.
-#
-# A *SavedModel* is a folder with the numbers and the graph of ``__call__``. Whoever loads it needs
-# none of the code above. The training step isn't in it.
+# can go on. It needs the class ``ConvNet``. TensorFlow 1's ``Saver`` did the same. A *SavedModel*
+# has the numbers and the graph of ``__call__``, without the training step. It needs no class.
 
 checkpoint_path = tf.train.Checkpoint(network=network, optimizer=optimizer).write(
     run.path("checkpoint") / "trained"
@@ -235,7 +227,7 @@ assert np.array_equal(logits, loaded(some_images))
 # --------------------------------
 # The graph is built first and run later, in a session. Images are fed into a placeholder, and so is
 # the share of units to keep: 0.5 in training, 1.0 in the test. Who forgot the 1.0 tested a network
-# that lacked half of its units. With the weights from above, the old program gives the same logits.
+# without half of its units. With the weights from above, the old program gives the same logits.
 
 tf1 = tf.compat.v1
 values = [variable.numpy() for variable in network.trainable_variables]  # in the order of names
@@ -256,9 +248,7 @@ with tf.Graph().as_default(), tf1.Session() as session:
 assert np.allclose(logits, old_logits, rtol=1e-4, atol=1e-4)
 
 # %%
-# The test
-# --------
-# The loaded SavedModel scores all 10,000 images, once.
+# **The test.** The loaded SavedModel scores all 10,000 images, once.
 
 test_loss, test_accuracy = score(loaded, data.test_images, data.test_labels)
 run.finish(
@@ -276,7 +266,6 @@ run.finish(
 # %%
 # Try it
 # ------
-# 1. Apply the softmax twice: put ``tf.nn.softmax`` around ``network.forward(...)`` in the training
-#    step. Which loss do the batches end with, and how many digits are right all the same?
+# 1. Put ``tf.nn.softmax`` around ``network.forward(...)`` in the training step. Which loss do the
+#    batches end with, and how many digits are right all the same?
 # 2. Remove ``@tf.function`` from ``train_step``. How much longer does an epoch take?
-# 3. Feed ``keep_prob: 0.5`` in the TensorFlow 1 program, and count the answers that change.

@@ -2,8 +2,7 @@
 ==========================================
 
 You learn: why classifiers are trained with the cross-entropy. The slope of the quadratic cost
-vanishes where a network is sure, also where it is sure and wrong. And you learn how to compare two
-costs without favouring one.
+vanishes where a network is sure, even if it is wrong. And how to compare two costs fairly.
 
 Run::
 
@@ -59,10 +58,10 @@ print(f"Data: {data.source}, {len(data.train_images):,} training images")
 # .. math::
 #
 #    C_{\text{cross-entropy}} = -\sum_i y_i \ln p_i , \qquad
+#
 #    C_{\text{quadratic}} = \tfrac{1}{2} \sum_i (p_i - y_i)^2
 #
-# Without its 1/2 the quadratic cost is known as the *Brier score* (Brier, 1950, for weather
-# forecasts). It is a good score. The question here is how well a network learns from it.
+# Without its 1/2 the quadratic cost is the *Brier score* (1950) of weather forecasts, a good score.
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -71,7 +70,6 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def quadratic(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The mean over the batch of the second cost."""
     errors = tf.nn.softmax(logits) - tf.one_hot(labels, 10, dtype=logits.dtype)  # p - y, [b, 10]
     return tf.reduce_mean(tf.reduce_sum(tf.square(errors), axis=1)) / 2
 
@@ -81,8 +79,8 @@ COSTS = {"cross-entropy": cross_entropy, "quadratic": quadratic}
 # %%
 # Their slopes
 # ------------
-# A step of gradient descent is the slope times the rate. With
-# :math:`\partial p_j / \partial z_i = p_j (\delta_{ij} - p_i)`, the derivative of the softmax,
+# A step of gradient descent is the slope times the rate. With :math:`\partial p_j / \partial z_i =
+# p_j (\delta_{ij} - p_i)`, the derivative of the softmax,
 #
 # .. math::
 #
@@ -93,8 +91,6 @@ COSTS = {"cross-entropy": cross_entropy, "quadratic": quadratic}
 # The logarithm cancels the derivative of the softmax, and the first slope is just the error. In the
 # second the derivative stays. For two classes the second slope is the error times 2 p (1 - p): half
 # of the error for p = 1/2, and next to nothing for p near 0 or 1, whether right or wrong.
-#
-# A tape confirms both formulas on random logits.
 
 digits, some_logits = np.arange(10), tf.random.normal([10, 10], stddev=3, dtype=tf.float64)
 p = tf.nn.softmax(some_logits).numpy()  # [10, 10], one row for each image
@@ -114,12 +110,10 @@ assert np.isclose(2 * quadratic(digits, some_logits), brier)
 # %%
 # A start that is sure and wrong
 # ------------------------------
-# A small network, 5,994 numbers, the same for both costs. Its two convolutions move by two pixels
-# at a time (``strides=2``), so they need no pooling. It has tanh in place of relu, because with
-# relu some of the trainings below break down.
-#
-# The bias of digit 0 sets how sure it is at the start that every image is a 0. It is wrong for
-# nine images of ten. We measure the length of the gradient over all weights, on 1,000 images.
+# A small network, 5,994 numbers, the same for both costs. Its convolutions move by two pixels at a
+# time (``strides=2``) and need no pooling. It has tanh, because with relu some of the trainings
+# below break down. The bias of digit 0 sets how sure it is at the start that every image is a 0. It
+# is wrong for nine images of ten. We measure the length of the gradient.
 
 model = keras.Sequential(
     [
@@ -137,7 +131,6 @@ assert model.count_params() == (25 * 8 + 8) + (25 * 8 * 16 + 16) + (256 * 10 + 1
 
 
 def start(seed: int, bias: float = 0) -> None:
-    """Give the network new random weights, and digit 0 a ``bias``."""
     draw = keras.initializers.GlorotUniform(seed)  # Keras's default
     for weight in weights:
         weight.assign(draw(weight.shape) if weight.path.endswith("kernel") else 0 * weight)
@@ -159,10 +152,9 @@ for bias in SURE:
 # %%
 # A rate for each cost
 # --------------------
-# The slopes have different sizes, so one rate for both would favour one of the costs. Each gets the
-# rate with which it has the best validation accuracy, as the mean of two starts. Both costs have
-# the same choice of rates, the same starts and the same batches. The training is plain gradient
-# descent; the rate is the peak of the schedule that ``linear/02`` explains.
+# The slopes differ in size, so one rate for both would favour one of the costs. Each gets the rate
+# with the best validation accuracy, as the mean of two starts. Both have the same choice of rates,
+# starts and batches. The rate is the peak of the schedule that ``linear/02`` explains.
 
 total = run.args.epochs * -(-len(data.train_images) // BATCH_SIZE)  # steps of a training
 
@@ -171,7 +163,6 @@ total = run.args.epochs * -(-len(data.train_images) // BATCH_SIZE)  # steps of a
 def step(
     name: str, images: tf.Tensor, labels: tf.Tensor, peak: tf.Tensor, number: tf.Tensor
 ) -> None:
-    """One step of gradient descent with the cost ``name``."""
     rate = warm_up_cosine(peak, total)(number)
     with tf.GradientTape() as tape:
         mean_cost = COSTS[name](tf.cast(labels, tf.int32), model(images))
@@ -180,12 +171,10 @@ def step(
 
 
 def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
-    """The share of the images that the network gets right."""
     return float(np.mean(model(images).numpy().argmax(axis=1) == labels))
 
 
 def train(name: str, peak: float, seed: int, bias: float = 0) -> float:
-    """Train the network with the cost ``name``; returns the validation accuracy."""
     start(seed, bias)
     batches = mnist.batches(data.train_images, data.train_labels, BATCH_SIZE, seed=seed)
     for number, (images, labels) in batches.repeat(run.args.epochs).enumerate():
@@ -207,10 +196,9 @@ for name, found in tuning.items():
 # Both costs, trained in full
 # ---------------------------
 # Five trainings with each cost, at its own rate, from new starts. For each seed both costs have the
-# same start and the same batches, so their difference is measured in pairs. The interval is that of
-# Student's t. If 0 were in it, five trainings could not tell the two costs apart.
-#
-# This compares the costs after three epochs of plain gradient descent, with this network.
+# same start and the same batches, so their difference is measured in pairs. If 0 were in the
+# interval (Student's t), five trainings could not tell the costs apart. This holds for three epochs
+# of plain gradient descent, with this network.
 
 tests = {name: [] for name in COSTS}
 for new_seed in range(seed + 2, seed + 2 + run.args.seeds):
@@ -264,8 +252,5 @@ run.finish(
 # %%
 # Try it
 # ------
-# 1. Look at the tuning again. What would you say of the two costs if you had trained both at a rate
-#    of 0.5? And at 4?
-# 2. Tune the quadratic cost from a start that is sure and wrong: ``train(name, rate, s, bias=12)``.
-#    Is there a rate that helps?
-# 3. Put relu in place of tanh. What do the five trainings do, and what would the mean alone tell?
+# 1. What would you say of the two costs if you had trained both at a rate of 0.5? And at 4?
+# 2. Does any rate help the quadratic cost from a sure start, ``train(name, rate, s, bias=12)``?

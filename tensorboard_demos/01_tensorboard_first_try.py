@@ -9,8 +9,7 @@ Run::
     python tensorboard_demos/01_tensorboard_first_try.py
 
 You should see: a loss that falls from 4.59 to 0.0000016 in both, then the operations of the two
-forward passes, with the same MatMul, y and mse in them. TensorBoard shows the runs ``tf1`` and
-``tf2``.
+forward passes, with the same MatMul, y and mse. TensorBoard shows the runs ``tf1`` and ``tf2``.
 
 Time: 6 s on two CPU cores, nearly all of it to import TensorFlow.
 """
@@ -28,12 +27,10 @@ run = Run(make_parser(__doc__), __file__)
 # %%
 # The model
 # ---------
-# A row of the data has three inputs and two outputs. So every tensor has a shape of its own and can
-# be recognised in the graph:
+# A row of the data has three inputs and two outputs, so each tensor has a shape of its own and can
+# be recognised in the graph. The outputs have no noise: training can find W and b exactly.
 #
 # .. math:: \underset{[n, 2]}{y} = \underset{[n, 3]}{x}\;\underset{[3, 2]}{W} + \underset{[2]}{b}
-#
-# The outputs have no noise, so training can find W and b exactly.
 
 rng = np.random.default_rng(run.args.seed)
 TRUE_W = np.array([[1.0, -2.0], [0.5, 0.0], [-1.0, 1.5]], np.float32)
@@ -44,10 +41,9 @@ targets = inputs @ TRUE_W + TRUE_B  # [100, 2]
 # %%
 # The graph in TensorFlow 1
 # -------------------------
-# Building the graph calculates nothing. ``tf.matmul`` adds an operation to the graph and returns a
-# tensor, the place where a value will be when ``session.run`` is called. Every operation has a
-# name, and ``tf.name_scope`` puts a prefix before it. Names change nothing in what is calculated.
-# They are for TensorBoard: all operations with the same prefix become one box.
+# Building the graph calculates nothing. ``tf.matmul`` adds an operation and returns a tensor, the
+# place where a value will be when ``session.run`` is called. Every operation has a name, and
+# ``tf.name_scope`` puts a prefix before it, only for TensorBoard: each prefix becomes a box.
 
 with tf.Graph().as_default() as tf1_graph:
     with tf.name_scope("input"):
@@ -79,9 +75,8 @@ with tf.Graph().as_default() as tf1_graph:
 # %%
 # The graph of a tf.function
 # --------------------------
-# In TensorFlow 2 the same lines run at once, and there is no graph. ``tf.function`` makes one: it
-# runs the Python lines once, with symbolic tensors, and keeps the operations. We ask for the graph
-# with ``get_concrete_function``, for inputs of these shapes, and hand it to ``tf.summary.graph``.
+# In TensorFlow 2 these lines run at once, with no graph. ``tf.function`` makes one: it runs the
+# lines once, with symbolic tensors, and keeps the operations. ``get_concrete_function`` returns it.
 
 W = tf.Variable(tf.zeros([3, 2]), name="W")
 b = tf.Variable(tf.zeros([2]), name="b")
@@ -121,13 +116,12 @@ print(f"Loss of both: {tf1_losses[0]:.2f} at step 0, {tf1_losses[-1]:.7f} at ste
 # ---------------
 # A *node* is an operation. Its type says what it does: MatMul, AddV2, Mean. A *tensor* is an output
 # of a node: ``linear/MatMul:0`` is output 0 of ``linear/MatMul``. An *edge* leads from the node
-# that makes a tensor to one that takes it, and its label is the tensor's shape. The number of rows
-# is not known yet: None here, a question mark in TensorBoard. A dashed edge carries no tensor. It
-# says only what has to run first, and is called a control dependency.
+# that makes a tensor to one that takes it, labelled with the tensor's shape. The unknown number of
+# rows is None here, a question mark in TensorBoard. A dashed edge is a control dependency: it
+# carries no tensor and says only what has to run first.
 #
-# Look at the variables below. In TensorFlow 1 a variable is a node of the graph, with its start
-# value, an Assign and a read around it. A ``tf.function`` finds its variables ready. In its graph
-# each is an input, a handle of type resource, through which ReadVariableOp gets the value.
+# In TensorFlow 1 a variable is a node of the graph, with its start value, an Assign and a read
+# around it. In a ``tf.function`` it is an input, a handle of type resource, read by ReadVariableOp.
 
 for name, graph in {"tf1": tf1_graph, "tf2": tf2_graph}.items():
     print(f"\n{name}: {len(graph.get_operations())} operations. The forward pass:")
@@ -150,13 +144,11 @@ run.finish(
 # %%
 # What to look at in TensorBoard
 # ------------------------------
-# Start it with the command in the last line of the output.
-#
 # 1. Graphs, run ``tf1``: each name scope is a box, and data flow upwards. Double click ``linear``,
 #    then ``W``. Click a node to see its attributes, inputs and outputs.
 # 2. Graphs, run ``tf2``: no Assign of a start value and no ``init``. The backward pass is in the
 #    box ``gradient_tape``. In ``tf1`` it is inside ``train``.
-# 3. Scalars: you see one curve for two runs, since they lie on each other.
+# 3. Scalars: one curve for two runs, since they lie on each other.
 #
 # Try it
 # ------

@@ -46,8 +46,7 @@ tf.config.experimental.enable_op_determinism()  # the same seed gives the same r
 # %%
 # A tensor in four numbers and a histogram
 # ----------------------------------------
-# Nobody can look at 78,400 weights. We look at their mean, their standard deviation, the largest,
-# the smallest, and a histogram. The other scripts take this function from ``utils/summary.py``.
+# Nobody can look at 78,400 weights. Other scripts take this function from ``utils/summary.py``.
 
 
 def variable_summaries(name: str, value: tf.Tensor, step: int) -> None:
@@ -85,13 +84,11 @@ with tf.Graph().as_default():
     writer.close()
 
 # %%
-# TensorBoard reads the same numbers from both files. Some tags differ: in a graph names are unique,
-# whatever their case, so beside ``Mean`` the tag became ``mean_1``. The histograms count the same
-# values in other bins.
+# TensorBoard reads the same numbers from both files. Names in a graph are unique, whatever their
+# case, so beside ``Mean`` the tag became ``mean_1``. The histograms have other bins.
 
 
 def summaries_in(folder: Path) -> dict[str, np.ndarray]:
-    """What the event file in ``folder`` holds, by tag."""
     [path] = folder.glob("events.*")
     events = EventFileLoader(str(path)).Load()
     return {v.tag: tf.make_ndarray(v.tensor) for event in events for v in event.summary.value}
@@ -107,15 +104,12 @@ for (tag, number), (tf1_tag, tf1_number) in zip(today.items(), tf1.items(), stri
 # The patient
 # -----------
 # 784 pixels, two layers of 100 relus, 10 logits. A healthy start has biases of 0 and He's weights,
-# whose variance is 2 / inputs. About half of the sums are negative then, and the relu, max(0, sum),
-# makes them 0. Each training has the same random numbers and the same batches.
+# whose variance is 2 / inputs. The relus then make about half of the sums 0. Each training has the
+# same random numbers and batches. We write the loss of every step, and look 20 times at the first
+# layer's weights, their gradient, its outputs for 1,000 validation images, and the logits.
 #
-# We write the loss of every step, and look 20 times at four tensors: the weights of the first
-# layer, their gradient, the outputs of this layer for 1,000 validation images, and the logits.
-#
-# A relu is *dead* if its sum is negative for every training image. Its output is always 0, so the
-# gradient of its weights is 0. In the first layer, where the inputs are always the same, it can't
-# come back to life.
+# A relu is *dead* if its sum is negative for every training image: its output is always 0, and so
+# is the gradient of its weights. In the first layer, whose inputs never change, it stays dead.
 
 data = mnist.load(run.args.data_dir)
 if run.args.quick:
@@ -127,11 +121,7 @@ LINES = [0, 7, 16, 31, 50, 69, 84, 93, 100]  # the percentiles that the Distribu
 
 
 def train(name: str, scale: float = 1, rate: float = RATE, bias: float = 0) -> dict[str, Any]:
-    """Train the network and watch it in the TensorBoard run ``name``.
-
-    All weights of the start are multiplied by ``scale``, and the first layer's biases start at
-    ``bias``. Returns what the table and the figure below need.
-    """
+    """Train with the start's weights times ``scale`` and the first layer's biases at ``bias``."""
     keras.utils.set_random_seed(run.args.seed)
     model = keras.Sequential(
         [
@@ -196,10 +186,9 @@ def train(name: str, scale: float = 1, rate: float = RATE, bias: float = 0) -> d
 # %%
 # Four trainings
 # --------------
-# We tried several rates and biases, and took those whose signs are plain: with a bias of -1 little
-# is lost, with -3 no unit lives. The signs are the same with the seeds 1, 2 and 3, the accuracies
-# are not: the high rate gave 44 to 68 %, dead relus 77 to 92 %. So don't rank the illnesses by this
-# table. The healthy rate is not tuned either.
+# We took rates and biases whose signs are plain: with a bias of -1 little is lost, with -3 no unit
+# lives. The seeds 1, 2 and 3 give the same signs but not the same accuracies: 44 to 68 % with the
+# high rate, 77 to 92 % with dead relus. So don't rank the illnesses by this table.
 
 started = time.perf_counter()
 trainings = {
@@ -222,18 +211,14 @@ for row in trainings["healthy"]:
 #
 # - **healthy**: the loss falls fast, then slowly. The weights spread slowly. The outputs have a
 #   peak at 0 and a long slope to the right.
-# - **large_weights**: each layer makes its values ten times as large. So the logits are 1,000 times
+# - **large_weights**: each layer makes its values ten times as large, so the logits are 1,000 times
 #   as large, and the loss starts in the hundreds. The lines of the weights are almost flat: a step
-#   of Adam moves a weight by about the rate, 0.001, which is little beside weights of 0.5. The
-#   start is still there at the end.
+#   of Adam moves a weight by about the rate, 0.001, which is little beside weights of 0.5.
 # - **high_rate**: the loss jumps up in the first steps and never comes down to the healthy one. The
-#   weights fan out at once. The outputs are a needle at 0, since the large steps have killed nearly
-#   all units. The inner lines of the weights are flat after that: dead units don't move.
+#   weights fan out at once. The outputs are a needle at 0: the large steps have killed nearly all
+#   units. The inner lines of the weights are flat after that, since dead units don't move.
 # - **dead_relus**: the loss stays near ln 10 = 2.30 at first, since all logits are near 0. The
-#   outputs are a needle at 0 from the start. The inner lines of the weights are flat, and only the
-#   outermost move: a few living units do all the work.
-#
-# The accuracy alone would not tell you which illness it is.
+#   outputs are a needle at 0 from the start. Only the outermost lines of the weights move.
 
 figure, rows = plt.subplots(3, 4, figsize=(12, 8), layout="constrained")
 for (name, (losses, lines, outputs)), axes in zip(curves.items(), rows.T, strict=True):
@@ -254,13 +239,11 @@ run.finish(
 # %%
 # In TensorBoard
 # --------------
-# Take the ticks from the runs ``summary_…`` and ``figures``. In Scalars open the group ``loss`` and
-# untick "Ignore outliers in chart scaling", or the first steps lie outside the picture. Then open
-# ``weights`` and ``outputs`` in Distributions and in Histograms, and compare the runs.
+# Untick the runs ``summary_…`` and ``figures``. In Scalars open the group ``loss`` and untick
+# "Ignore outliers in chart scaling", or the first steps lie outside the picture. Then compare the
+# runs' ``weights`` and ``outputs`` in Distributions and in Histograms.
 #
 # Try it
 # ------
 # 1. Add a training with ``scale=0.1``. What do the logits look like at the start? Does it recover?
-# 2. Try the rates 3, 10 and 30 times as high. Where does the accuracy begin to fall, and how many
-#    units are dead there?
-# 3. Let the biases start at -1, then at -3. How many units are dead, and what does it cost?
+# 2. Try the rates 3, 10 and 30 times as high. Where does the accuracy begin to fall?

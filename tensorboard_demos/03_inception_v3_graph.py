@@ -10,7 +10,7 @@ Run::
 
 Downloads: Keras's ImageNet weights of InceptionV3, 88 MB, once, into ``models/inception_v3/``; with
 ``--quick`` nothing. Without them the network is untrained, and the script leaves out what
-``pool_3`` knows of a photo. The rest is true of any weights.
+``pool_3`` knows of a photo.
 
 You should see: a table of 13 blocks with 94 convolutions, 21,802,784 parameters and 5,711 million
 multiplications. ``costs.png`` shows in which blocks they are, and where the time goes. Keras and
@@ -44,8 +44,7 @@ run = Run(parser, __file__)
 # The network
 # -----------
 # InceptionV3 (C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision*, 2015)
-# up to ``pool_3``, without the layer that names ImageNet's 1,000 classes. The weights are found on
-# this machine or downloaded.
+# up to ``pool_3``, without the layer that names ImageNet's 1,000 classes.
 
 choice = run.args.weights
 if choice == "imagenet":
@@ -59,12 +58,10 @@ print(f"Weights: {weights.source}\n")
 # The blocks
 # ----------
 # The *stem* makes 35×35 positions of the image, with five convolutions and two poolings. Eleven
-# *mixed* blocks follow. A mixed block calculates several branches from the same input, with small
-# convolutions, larger ones and a pooling, and joins their channels. ``mixed3`` and ``mixed8`` halve
-# width and height. A 7×7 convolution has 49 weights for each pair of channels. ``mixed4`` to
-# ``mixed7`` use a 1×7 and a 7×1 convolution instead, with 14 weights together.
-#
-# Each block becomes a model of its own here. It begins where the block before ends.
+# *mixed* blocks follow. Each calculates several branches from the same input, small and larger
+# convolutions and a pooling, and joins their channels. ``mixed3`` and ``mixed8`` halve width and
+# height. A 7×7 convolution has 49 weights for each pair of channels. ``mixed4`` to ``mixed7`` use a
+# 1×7 and a 7×1 instead, with 14 together. Here each block becomes a model.
 
 blocks = {}
 end = model.inputs[0]
@@ -76,11 +73,9 @@ for name, layers in inception_v3.blocks(model).items():
 # What a block costs
 # ------------------
 # A convolution multiplies each weight of its kernel once for each position of its output, so the
-# multiplications can be counted from the shapes. The time is measured: one photo goes through the
-# blocks ten times, and the shortest time counts. The network takes 299×299 pixels from -1 to 1.
-#
-# The stem's kernels are small, but applied at many positions: few parameters, many multiplications.
-# The last two blocks have half of all parameters, applied at 8×8 positions only.
+# multiplications can be counted from the shapes. The time is the shortest of ten passes of one
+# photo. The stem applies few parameters at many positions: many multiplications. The last two
+# blocks have half of all parameters, applied at 8×8 positions only.
 
 
 def prepare(content: bytes) -> tf.Tensor:
@@ -124,9 +119,8 @@ run.save_figure(figure, "costs")
 # %%
 # The graph
 # ---------
-# TensorBoard draws a box for each name scope, and Keras makes a scope with its name of each model
-# and each layer. So thirteen models in a row become thirteen boxes. ``model`` itself would be a
-# single box with more than 300 layers side by side.
+# TensorBoard draws a box for each name scope, and Keras makes a scope of each model and each layer.
+# Thirteen models become thirteen boxes; ``model`` would be one with over 300 layers.
 
 
 @tf.function
@@ -146,9 +140,8 @@ print(f"The graph: {len(operations):,} operations, {len(traced.variables)} varia
 # The TensorFlow 1 way
 # --------------------
 # In 2015 Google published the network as one file, ``classify_image_graph_def.pb``, 96 MB. It is a
-# *frozen* graph: each variable has become a constant with its trained value. Such a file runs
-# without the code that built it. Nothing in it says which tensors to feed and to fetch; whoever
-# used it had to know their names. We freeze our graph, and use it as those programs did.
+# *frozen* graph: each variable has become a constant with its trained value. It runs without the
+# code that built it, but one must know which tensors to feed and fetch. We freeze ours.
 
 frozen = convert_variables_to_constants_v2(traced).graph.as_graph_def().SerializeToString()
 print(f"Frozen: {len(frozen):,} bytes, nearly all of them weights")
@@ -170,8 +163,8 @@ assert np.abs(features - outputs["pool3"]).max() < 1e-4 * np.abs(features).max()
 # was stays. The chapter ``inception_v3`` trains a new last layer on these numbers.
 #
 # The cosine of two feature vectors is 1 if they have the same direction. Trained features are
-# nearly the same for a photo and its mirror image, and differ for photos of different things. An
-# untrained network gives nearly the same features for all photos, so it knows nothing of them.
+# nearly the same for a photo and its mirror image, and differ for photos of different things.
+# Untrained features are nearly the same for all.
 
 photos = tf.concat([flower, flower[:, :, ::-1], temple, hopper], axis=0)
 directions = tf.math.l2_normalize(network(photos), axis=1).numpy()  # [4, 2048]

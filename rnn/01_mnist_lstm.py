@@ -50,10 +50,9 @@ tf.config.experimental.enable_op_determinism()  # the same seed gives the same r
 # %%
 # The data: 28 rows, one after the other
 # --------------------------------------
-# A dense network sees all pixels at once. A recurrent network reads a sequence step by step and
-# carries a *state* along: some numbers that sum up what it has read so far. Here a step is one row
-# of the image, so an image is a sequence of 28 steps with 28 pixels each, from top to bottom. The
-# array has the right order already: Keras's recurrent layers take [batch, steps, features].
+# A recurrent network reads a sequence step by step and carries a *state* along: some numbers that
+# sum up what it has read so far. Here a step is one row of the image. The array has the right order
+# already: Keras's recurrent layers take [batch, steps, features], here [b, 28, 28].
 
 data = mnist.load(run.args.data_dir)
 if run.args.quick:
@@ -64,13 +63,10 @@ print(f"Data: {data.source}, {len(data.train_images):,} training images")
 # The network
 # -----------
 # An LSTM (*long short-term memory*: Hochreiter and Schmidhuber, 1997) carries two vectors from row
-# to row, 128 numbers each: the *cell state*, which is its memory, and the *hidden state*, which is
-# the part of the memory that it shows to the layers behind it. Both are zero before the first row.
-# The next script opens the LSTM and calculates every number in it.
-#
-# The layer returns the hidden state after the last row, and a dense layer turns it into logits. The
-# same weights read every row: each of the LSTM's four parts has a matrix for the 28 pixels of the
-# row, a matrix for the 128 numbers of the hidden state and a bias.
+# to row, 128 numbers each: the *cell state*, which is its memory, and the *hidden state*, the part
+# of the memory that it shows to the layers behind it. Both are zero before the first row. The same
+# weights read every row: each of four parts has a matrix for the 28 pixels, a matrix for the hidden
+# state and a bias. The next script opens the LSTM and calculates every number in it.
 
 model = keras.Sequential(
     [
@@ -109,13 +105,11 @@ model.compile(
 # The training
 # ------------
 # A digit that lies one pixel further left is the same digit. So each training batch is moved by up
-# to one pixel in both directions, at random, and the network rarely gets exactly the same image
-# again. ``tf.roll`` brings back on the other side what it pushes out, but the edge of an MNIST
-# image is nearly always blank. The learning rate rises first and falls to zero in the end.
+# to one pixel in both directions, at random. ``tf.roll`` brings back on the other side what it
+# pushes out, but the edge of an MNIST image is nearly always blank.
 #
-# TensorBoard gets the graph, the curves, and the LSTM's three weights before the training and after
-# each epoch. In the Histograms tab, look at ``lstm/bias``: at step 0 three quarters of the biases
-# are 0 and one quarter, the forget gate's, is 1. The next script shows what the ones are good for.
+# In TensorBoard's Histograms tab, look at ``lstm/bias``: at step 0 three quarters of the biases are
+# 0 and one quarter, the forget gate's, is 1. The next script shows what the ones are good for.
 
 
 def moved(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -156,12 +150,10 @@ train_seconds = time.perf_counter() - started
 # What it knows after each row
 # ----------------------------
 # An LSTM with ``return_sequences=True`` returns the hidden state after every row. We make one, give
-# it the trained weights, and apply the dense layer to each of the 28 states. That shows what the
-# network would have answered, had it stopped reading there.
-#
-# Follow the three digits: the network takes each of them for another one before it is complete. The
-# curve stays low for a long time. That does not mean that nothing is known by then: the dense layer
-# was trained on the last state only, and the earlier ones are not made for it.
+# it the trained weights, and apply the dense layer to each of the 28 states: what would the network
+# have answered, had it stopped reading there? It takes each of the three digits for another one
+# first. The curve stays low for a long time, but that does not mean that nothing is known by then:
+# the dense layer was trained on the last state only, and the earlier ones are not made for it.
 
 every_row = keras.Sequential(
     [
@@ -197,13 +189,9 @@ run.save_figure(figure, "row_by_row")
 # %%
 # A file, and another process
 # ---------------------------
-# ``model.keras`` holds the layers, the scaling of the pixels, the weights and the optimizer. In
-# TensorFlow 1 a ``Saver`` stored numbers under names only, and the program that restored them had
-# to build the same graph first. Many scripts restored into the session that had just saved, which
-# shows little.
-#
-# So we start another Python. It runs the four lines below, and it gets nothing but the file and the
-# images. A model file can also contain code: load only files that you trust.
+# ``model.keras`` holds the layers, the scaling of the pixels, the weights and the optimizer. To see
+# that it is enough, we start another Python. It runs the four lines below, and it gets nothing but
+# the file and the images. A model file can also contain code: load only files that you trust.
 
 path = run.path("model.keras")
 model.save(path)

@@ -74,10 +74,9 @@ else:
 # %%
 # The parameters, by their symbols
 # --------------------------------
-# An LSTM has four parts: input gate i, forget gate f, candidate c and output gate o.
-# Each has a matrix W for the row, a matrix U for the hidden state and a bias b. Keras stores the
-# four side by side, so that one matrix product serves all of them: the kernel is
-# [W_i W_f W_c W_o], 28×512, the recurrent kernel [U_i U_f U_c U_o], 128×512.
+# An LSTM has four parts: input gate i, forget gate f, candidate c and output gate o. Each has a
+# matrix W for the row, a matrix U for the hidden state and a bias b. Keras stores the four side by
+# side: the kernel is [W_i W_f W_c W_o], 28×512, the recurrent kernel [U_i U_f U_c U_o], 128×512.
 
 units = lstm.units
 W, U, b = (

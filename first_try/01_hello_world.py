@@ -11,7 +11,7 @@ Run::
 You should see: "Hello, TensorFlow!", the product of two matrices, [[12.]], the error of a variable
 that was not initialised, and a counter that goes from 1 to 5, three times.
 
-Time: 6 s on two CPU cores, nearly all of it to import TensorFlow.
+Time: 4 s on two CPU cores, nearly all of it to import TensorFlow.
 """
 
 import numpy as np

@@ -11,7 +11,7 @@ Run::
 You should see: two results fetched in one ``run`` share their work, in two runs they don't. Five
 inputs cost a ``tf.function`` four tracings, with an input signature only one.
 
-Time: 6 s on two CPU cores, nearly all of it to import TensorFlow.
+Time: 4 s on two CPU cores, nearly all of it to import TensorFlow.
 """
 
 import numpy as np

@@ -11,7 +11,7 @@ Run::
 You should see: after 30 steps y = 0.107 x + 0.196. Least squares gives y = 0.108 x + 0.195.
 ``descent.png`` shows the way there, and the way from another start, which takes much longer.
 
-Time: 6 s on two CPU cores, nearly all of it to import TensorFlow.
+Time: 4 s on two CPU cores, nearly all of it to import TensorFlow.
 """
 
 import keras

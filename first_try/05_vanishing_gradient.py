@@ -10,7 +10,7 @@ Run::
 You should see: ten layers of sigmoid leave less than a millionth of the gradient, relu leaves
 0.027, with larger weights 0.86. ``gradient.png`` shows it layer by layer.
 
-Time: 7 s on two CPU cores, nearly all of it to import TensorFlow.
+Time: 4 s on two CPU cores, nearly all of it to import TensorFlow.
 """
 
 import matplotlib.pyplot as plt

@@ -11,7 +11,7 @@ Run::
 You should see: points that lie 0.019 from x² (root mean square), and a curve learned from them that
 lies 0.004 from it. ``fit.png`` shows it, ``hidden_units.png`` how ten units make it.
 
-Time: 10 s on two CPU cores, more than half of it to import TensorFlow.
+Time: 7 s on two CPU cores, more than half of it to import TensorFlow.
 """
 
 import keras

@@ -11,7 +11,7 @@ Run::
 You should see: a loss that falls from 4.59 to 0.0000016 in both, then the operations of the two
 forward passes, with the same MatMul, y and mse. TensorBoard shows the runs ``tf1`` and ``tf2``.
 
-Time: 6 s on two CPU cores, nearly all of it to import TensorFlow.
+Time: 4 s on two CPU cores, nearly all of it to import TensorFlow.
 """
 
 import numpy as np

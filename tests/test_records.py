@@ -13,7 +13,7 @@ SCRIPTS = [script.name for script in load_script("course.py").find_scripts()]
 OURS = [name for name in SCRIPTS if name.split("/")[0] in course_records.CHAPTERS]
 RECORDS = {name: record for name in SCRIPTS if (record := course_records.read_record(name))}
 
-DECIMAL = re.compile(r"(?<![\w.])(\d[\d,]*\.\d+(?:e[+-]?\d+)?)(?![\d]|\.\d)(\s?%)?")
+DECIMAL = re.compile(r"(?<![\w.:])(\d[\d,]*\.\d+(?:e[+-]?\d+)?)(?![\d]|\.\d)(\s?%)?")
 
 
 def prose(text: str) -> str:

@@ -61,7 +61,8 @@ print(f"Data: {data.source}, {len(data.train_images):,} training images")
 #
 #    C_{\text{quadratic}} = \tfrac{1}{2} \sum_i (p_i - y_i)^2
 #
-# Without its 1/2 the quadratic cost is the *Brier score* (1950) of weather forecasts, a good score.
+# Weather forecasts have been scored since 1950 with the quadratic cost without its 1/2, the *Brier
+# score*. Here we ask how well a network learns from it.
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -181,8 +181,8 @@ def tune(name: str, first: float, start: int) -> dict[float, float]:
 # The race
 # --------
 # A run takes a new start, tunes the rate, and scores the best network on the test images. The first
-# run begins with Keras's rate, each further one with the best rate of the run before. The spread of
-# the runs has the luck of weights, order and tuning. ``hp.hparams`` is for the HParams tab.
+# run begins with Keras's rate, each further one with the best rate of the run before. So the spread
+# between the runs comes from weights, order and tuning. ``hp.hparams`` is for the HParams tab.
 
 valleys = {}  # by optimizer: what the first run tried
 rates, losses, accuracies = ({name: [] for name in OPTIMIZERS} for _ in range(3))  # of all runs

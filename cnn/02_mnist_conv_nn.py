@@ -227,7 +227,8 @@ assert np.array_equal(logits, loaded(some_images))
 # --------------------------------
 # The graph is built first and run later, in a session. Images are fed into a placeholder, and so is
 # the share of units to keep: 0.5 in training, 1.0 in the test. Programs that forgot the 1.0 tested
-# a network without half of its units. With the weights from above, the old program gives the same logits.
+# a network without half of its units. With the weights from above, the old program gives the same
+# logits.
 
 tf1 = tf.compat.v1
 values = [variable.numpy() for variable in network.trainable_variables]  # in the order of names

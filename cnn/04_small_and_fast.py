@@ -127,9 +127,9 @@ run.save_figure(picture_grid(shifted(same, np.zeros(8))[0].numpy(), cmap="gray")
 # Two trainings
 # -------------
 # First a short one: 30,000 training images, each seen once and as it is. Then a longer one on all
-# images, shifted. In both the rate rises and then falls to zero. We tried averaged weights (a
-# running mean of the weights, Keras's ``use_ema=True``): they gained nothing here, since the rate
-# falls to zero. In one run the validation accuracy was the same.
+# images, shifted. In both the rate rises and then falls to zero. We also tried averaged weights (a
+# running mean of the weights, Keras's ``use_ema=True``). In one training of a similar network the
+# validation accuracy was the same with and without, so we left them out.
 
 
 def train(model: keras.Model, batches: tf.data.Dataset, epochs: int, **more: Any) -> float:

@@ -39,7 +39,7 @@ PEAK_RATE = 6e-3  # of Adam; all settings were chosen on the validation images
 parser = make_parser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
-    "--epochs", type=positive_int, default=7, quick=2, help="passes over the training images"
+    "--epochs", type=positive_int, default=7, quick=4, help="passes over the training images"
 )
 run = Run(parser, __file__)
 for gpu in tf.config.list_physical_devices("GPU"):

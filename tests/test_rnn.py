@@ -140,7 +140,7 @@ def test_tensorboard_gets_curves_weights_and_graph(lstm):
     assert events.values("lstm/bias/mean")[0] == pytest.approx(0.25)
     assert events.values("lstm/bias/stddev")[0] == pytest.approx(np.sqrt(0.25 * 0.75))
     deviations = [float(value) for value in events.values("lstm/kernel/stddev").values()]
-    assert len(deviations) == len(set(deviations)) == epochs + 1, "at the start and after each epoch"
+    assert len(deviations) == len(set(deviations)) == epochs + 1, "at first and after each epoch"
     nodes = lstm.events("graph").graph_nodes()
     assert any("lstm" in node and node.endswith("MatMul") for node in nodes)
 

@@ -201,10 +201,3 @@ run.finish(
     train_seconds=train_seconds,
     parameters=parameters,
 )
-
-# %%
-# Try it
-# ------
-# 1. Change both convolutions to ``padding="same"``. Which shapes follow, and how many parameters
-#    does ``hidden`` have then? Work it out first (the ``assert`` will stop you).
-# 2. Remove ``hidden`` and ``dropout``. How many parameters are left, and what do you lose?

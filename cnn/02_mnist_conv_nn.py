@@ -263,10 +263,3 @@ run.finish(
     train_seconds=train_seconds,
     parameters=parameters,
 )
-
-# %%
-# Try it
-# ------
-# 1. Put ``tf.nn.softmax`` around ``network.forward(...)`` in the training step. Which loss do the
-#    batches end with, and how many digits are right all the same?
-# 2. Remove ``@tf.function`` from ``train_step``. How much longer does an epoch take?

@@ -249,9 +249,3 @@ run.finish(
     data=data.describe(),
     parameters=model.count_params(),
 )
-
-# %%
-# Try it
-# ------
-# 1. What would you say of the two costs if you had trained both at a rate of 0.5? And at 4?
-# 2. Does any rate help the quadratic cost from a sure start, ``train(name, rate, s, bias=12)``?

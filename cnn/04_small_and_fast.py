@@ -205,9 +205,3 @@ run.finish(
     train_seconds=train_seconds,
     parameters=model.count_params(),
 )
-
-# %%
-# Try it
-# ------
-# 1. Halve the numbers in ``FILTERS``, then double them. What do parameters and seconds do?
-# 2. Leave out ``.map(shifted)``. Is it ``accuracy`` or ``val_accuracy`` that shows it?

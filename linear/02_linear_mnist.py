@@ -203,9 +203,3 @@ run.finish(
     train_seconds=train_seconds,
     parameters=model.count_params(),
 )
-
-# %%
-# Try it
-# ------
-# 1. Set ``DROPOUT`` to 0. What happens to the distance between the two lower curves?
-# 2. Remove the activation of both hidden layers: one matrix in three pieces. How much does it lose?

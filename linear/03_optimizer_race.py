@@ -256,9 +256,3 @@ metrics |= {f"{name}_test_accuracy": np.mean(accuracies[name]) for name in OPTIM
 metrics |= {f"{name}_rate": np.median(rates[name]) for name in OPTIMIZERS}
 parameters = model.count_params()
 run.finish(metrics, data=data.describe(), train_seconds=train_seconds, parameters=parameters)
-
-# %%
-# Try it
-# ------
-# 1. Read from the left panel who would win if all had the rate 0.01, or 0.1, or 1, or 10.
-# 2. Run it again with ``--seed 2``. Which of the decided pairs stay decided?

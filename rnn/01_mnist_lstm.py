@@ -228,11 +228,3 @@ run.finish(
     train_seconds=train_seconds,
     parameters=model.count_params(),
 )
-
-# %%
-# Try it
-# ------
-# 1. Read columns instead of rows, from left to right: put ``keras.layers.Permute((2, 1))`` behind
-#    the scaling in both networks. After how many columns does the curve rise?
-# 2. Replace both LSTMs by ``keras.layers.SimpleRNN``, set the rate to 1e-3 and remove the
-#    ``assert``. The network has a quarter of the parameters and no gates. How much does it lose?

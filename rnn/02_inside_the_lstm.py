@@ -131,11 +131,10 @@ print(f"NumPy and Keras, h after 28 rows: largest difference {np.abs(h - by_kera
 # %%
 # The gates at work
 # -----------------
-# One image, and the gates while its rows are read. Each column of a panel is one of the 128 units.
-# Over the blank rows at the top the gates stand where their biases put them: input and output gate
-# near 1/2, forget gate near :math:`\sigma(1) = 0.73`. When the ink comes, some units let a row in,
-# others shut. Towards the bottom more and more forget gates are wide open: what was read is kept
-# until the end, where the dense layer needs it.
+# Each column of a panel is one of the 128 units. Over the blank rows at the top the gates stand
+# where their biases put them: input and output gate near 1/2, forget gate near σ(1) = 0.73. When
+# the ink comes, some units let a row in, others shut. Towards the bottom more and more forget gates
+# are wide open: what was read is kept until the end.
 
 gates = np.stack(gates, axis=2)  # [4, 200, 28, 128]
 wide_open = (gates[1] > 0.9).mean(axis=(0, 2))  # [28]
@@ -165,13 +164,10 @@ run.save_figure(figure, "gates")
 # A TensorFlow 1 script wrote ``cell = tf.contrib.rnn.BasicLSTMCell(32)``. That class is gone, but
 # what it did fits in a few lines. Three things differ from Keras:
 #
-# - One kernel serves the row and the hidden state together, and its parts stand in another order:
-#   i, j, f, o, where j is the candidate.
-# - The cell adds ``forget_bias``, 1.0 by default, to the forget gate in each call. It is not in the
-#   saved bias.
-# - ``zero_state(batch_size)`` had the size of the batch built in. The graph below takes 200 images
-#   and no other number, so many scripts measured their "test accuracy" on one batch. Keras makes
-#   the state in each call, for the images that it gets.
+# - One kernel serves row and hidden state, in the order i, j, f, o, where j is the candidate.
+# - The cell adds ``forget_bias``, 1.0 by default, in each call. It is not in the saved bias.
+# - ``zero_state(batch_size)`` had the size of the batch built in, here 200 images, so many scripts
+#   measured their "test accuracy" on one batch. Keras makes the state in each call.
 
 v1 = tf.compat.v1
 
@@ -233,9 +229,8 @@ assert difference < 1e-5
 # %%
 # The way back
 # ------------
-# A network can learn from the first rows only if some of the gradient of the loss comes back to
-# them. Equation (5) multiplies the memory by a forget gate at every row. Between the memory after
-# the first row and the memory after the last one there are 27 such factors:
+# A network can learn from the first rows only if some of the gradient comes back to them. Equation
+# (5) multiplies the memory by a forget gate at every row: 27 factors from the first to the last.
 #
 # .. math:: \frac{\partial c_{28}}{\partial c_1} = f_{28} \odot f_{27} \odot \cdots \odot f_2
 #           \ + \ \text{what goes through } h \text{ and } U
@@ -245,10 +240,9 @@ assert difference < 1e-5
 # 7 \cdot 10^{-9}`. There is a second way, though: the memory decides the hidden state, and through
 # U the hidden state decides the gates and the candidate of the next row.
 #
-# We measure both: the gradient of the loss with respect to what the cell remembers after each row.
-# In an LSTM that is c. A ``SimpleRNN``, :math:`h_t = \tanh(x_t W + h_{t-1} U + b)`, has only h.
-# A ``GRU`` (Cho et al., 2014) also has only h, and a gate that decides how much of it is kept.
-# ``stop_gradient`` closes the second way and leaves the forget gates alone.
+# We measure the gradient with respect to what the cell remembers after each row. In an LSTM that is
+# c. A ``SimpleRNN`` has only h, and so has a ``GRU``, with a gate that decides how much of it is
+# kept. ``stop_gradient`` closes the second way and leaves the forget gates alone.
 
 
 def gradient_by_row(
@@ -299,8 +293,8 @@ print(f"The trained LSTM: {trained[0]:.2g}, its forget gates alone {trained_gate
 # - Of the fresh networks the ``SimpleRNN`` passes most. Keras starts its U as an orthogonal matrix,
 #   which keeps the length of every vector, so only the slope of tanh takes something away.
 # - The GRU passes least. Its biases start at 0, so its gate keeps half of h at every row.
-# - Training changes this. In the trained LSTM most of the gradient comes back. The forget
-#   gates have opened, but they alone would still leave little: the way through U does the rest.
+# - In the trained LSTM most of the gradient comes back. The forget gates have opened, but they
+#   alone would still leave little: the way through U does the rest.
 
 lstms = {"fresh": fresh["LSTM"], "trained": trained, "trained, forget gates alone": trained_gates}
 figure = curves({"fresh networks": fresh, "the LSTM": lstms}, xlabel="after row", log=True)

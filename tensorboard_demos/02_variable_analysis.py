@@ -243,8 +243,3 @@ run.finish(
 # Untick the runs ``summary_…`` and ``figures``. In Scalars open the group ``loss`` and untick
 # "Ignore outliers in chart scaling", or the first steps lie outside the picture. Then compare the
 # runs' ``weights`` and ``outputs`` in Distributions and in Histograms.
-#
-# Try it
-# ------
-# 1. Add a training with ``scale=0.1``. What do the logits look like at the start? Does it recover?
-# 2. Try the rates 3, 10 and 30 times as high. Where does the accuracy begin to fall?

@@ -187,9 +187,3 @@ else:
 
 data = {"source": f"weights: {weights.source}", "stand_in": False}
 run.finish(metrics, data=data, parameters=model.count_params())
-
-# %%
-# In TensorBoard
-# --------------
-# In the Graphs tab follow the edges upwards from ``images``, and read their labels: positions get
-# fewer, channels more. Double click ``mixed0``.

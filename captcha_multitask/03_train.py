@@ -135,24 +135,19 @@ def flags() -> CourseParser:
 # From queue runners to tf.data
 # -----------------------------
 # TensorFlow 1 fed a network by threads that filled queues inside the graph. Each of their steps
-# is one call in ``utils/tfrecord.py``'s ``load_split`` today:
+# is one call in ``utils/tfrecord.py``'s ``load_split`` today (first then, behind the colon now):
 #
-# ==============================================  =============================================
-# TensorFlow 1, in the graph                       TensorFlow 2, an object you can loop over
-# ==============================================  =============================================
-# ``string_input_producer(files)``, a queue of     ``Dataset.from_tensor_slices(files)
-# names, shuffled                                  .shuffle(…)``
-# ``TFRecordReader().read(queue)``, one file       ``.interleave(TFRecordDataset)``, records of
-# after the other                                  several files in turn
-# ``shuffle_batch(min_after_dequeue=…)``           ``.shuffle(10_000)``, on encoded records, and
-#                                                  from a seed
-# (``shuffle_batch`` again)                        ``.batch(64)``, still encoded
-# ``parse_single_example``                         ``.map(parse_example)``, a batch at one go
-# ``decode_raw``, ``reshape``, ``set_shape``       ``decode_png``: PNG files, not raw pixels
-# a queue of batches                               ``.prefetch(2)``
-# ``start_queue_runners``, ``Coordinator``,        nothing: iterating starts the threads, and an
-# ``try: … except OutOfRangeError``                exception reaches the loop
-# ==============================================  =============================================
+# - ``string_input_producer(files)``, a queue of shuffled names:
+#   ``Dataset.from_tensor_slices(files).shuffle(…)``.
+# - ``TFRecordReader().read(queue)``, one file after the other: ``.interleave(TFRecordDataset)``,
+#   records of several files in turn.
+# - ``shuffle_batch(min_after_dequeue=…)``: ``.shuffle(10_000)``, on encoded records, from a seed,
+#   then ``.batch(64)``, still encoded.
+# - ``parse_single_example``: ``.map(parse_example)``, a batch at one go.
+# - ``decode_raw``, ``reshape``, ``set_shape``: ``decode_png``, for PNG files, not raw pixels.
+# - A queue of batches: ``.prefetch(2)``.
+# - ``start_queue_runners``, ``Coordinator``, ``try: … except OutOfRangeError``: nothing. Iterating
+#   starts the threads, and an exception reaches the loop.
 #
 # What is new beside the shape of it: the iterator is an object with a state, so a checkpoint can
 # hold it, with the records that wait in the shuffle buffer. And the reader knows from

@@ -226,18 +226,14 @@ def flags() -> CourseParser:
 # From slim's queues to tf.data
 # -----------------------------
 # slim fed its networks by three objects, each with queues and threads of its own. Today a data
-# set is one expression.
+# set is one expression (first then, behind the colon now).
 #
-# ================================================  ===========================================
-# slim                                               here
-# ================================================  ===========================================
-# ``dataset_data_provider.DatasetDataProvider(       ``load_split(…, seed, endless=True)`` in
-# dataset, num_readers, common_queue_capacity)``     ``utils/tfrecord.py``
-# ``provider.get(["image", "label"])``               the tensors that ``map`` is called with
-# ``preprocessing_factory.get_preprocessing(...)``   ``.map(…)`` of ``slim/preprocessing.py``
-# ``tf.train.batch(num_threads, capacity)``          ``.batch(32)`` before, ``num_parallel_calls``
-# ``slim.prefetch_queue.prefetch_queue``             ``.prefetch(2)``
-# ================================================  ===========================================
+# - ``DatasetDataProvider(dataset, num_readers, common_queue_capacity)``:
+#   ``load_split(…, seed, endless=True)`` in ``utils/tfrecord.py``.
+# - ``provider.get(["image", "label"])``: the tensors that ``map`` is called with.
+# - ``preprocessing_factory.get_preprocessing(...)``: ``.map(…)`` of ``slim/preprocessing.py``.
+# - ``tf.train.batch(num_threads, capacity)``: ``.batch(32)`` before, ``num_parallel_calls``.
+# - ``slim.prefetch_queue.prefetch_queue``: ``.prefetch(2)``.
 #
 # ``enumerate`` gives each batch its number, and the number gives the dice their seed. So the
 # photos of batch 700 are distorted in the same way in a run that was resumed; a checkpoint has

@@ -44,8 +44,8 @@ y = truth + rng.normal(0, NOISE, truth.shape).astype(np.float32)  # [200, 1]
 #
 # .. math:: h = \tanh(x W_1 + b_1), \qquad \hat y = h W_2 + b_2
 #
-# The biases are the same for all points. The units start with random weights and biases, since units
-# that start equal stay equal.
+# The biases are the same for all points. The units start with random weights and biases: units that
+# start equal stay equal.
 
 shapes = {"W₁": (1, UNITS), "b₁": (UNITS,), "W₂": (UNITS, 1), "b₂": (1,)}
 sizes = {"W₁": 2, "b₁": 0.3, "W₂": 0.3, "b₂": 0}  # standard deviations

@@ -104,6 +104,21 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise DatasetError(f"{folder / INFO} is {fault}: write the data set again") from error
 
 
+def shards(folder: Path, split: str) -> tuple[list[str], int]:
+    """A split's files, checked, in the order of writing, and the number of their records. Raises
+    DatasetError: TensorFlow takes a file that was cut between two records for a shorter one."""
+    info = read_info(folder)
+    shards = info["splits"].get(split, [])
+    if not shards:
+        raise DatasetError(f"{folder} has no split {split!r}, only {', '.join(info['splits'])}")
+    for shard in shards:
+        path = folder / shard["file"]
+        if not path.is_file() or sha256(path) != shard["sha256"]:
+            fault = "cut short or altered" if path.is_file() else "missing"
+            raise DatasetError(f"{path} is {fault}: write the data set again")
+    return [str(folder / s["file"]) for s in shards], sum(s["records"] for s in shards)
+
+
 def load_split(
     folder: Path,
     split: str,
@@ -121,21 +136,14 @@ def load_split(
     import tensorflow as tf
 
     info = read_info(folder)
-    shards = {str(folder / shard["file"]): shard for shard in info["splits"].get(split, ())}
-    if not shards:
-        raise DatasetError(f"{folder} has no split {split!r}, only {', '.join(info['splits'])}")
-    for path, shard in shards.items():  # TensorFlow takes some cut files for shorter ones
-        fault = "cut short or altered" if Path(path).is_file() else "missing"
-        if fault == "missing" or sha256(Path(path)) != shard["sha256"]:
-            raise DatasetError(f"{path} is {fault}: write the data set again")
-    records = tf.data.TFRecordDataset(list(shards))
+    files, count = shards(folder, split)
+    records = tf.data.TFRecordDataset(files)
     if seed is not None:
         # Shuffled by NumPy: of two shuffles of tf.data in a row a checkpoint restores one wrongly.
-        order = np.random.default_rng(seed).permutation(list(shards))
+        order = np.random.default_rng(seed).permutation(files)
         names = tf.data.Dataset.from_tensor_slices(order)
         records = names.interleave(tf.data.TFRecordDataset, cycle_length=16, block_length=16)
         records = records.shuffle(buffer, seed)
-    count = sum(shard["records"] for shard in shards.values())
     records = records.apply(tf.data.experimental.assert_cardinality(count))
     records = records.repeat(None if endless else 1)  # ahead of all that runs ahead of the reader
     spec = {n: tf.io.FixedLenFeature(f["shape"], f["dtype"]) for n, f in info["features"].items()}

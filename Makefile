@@ -44,6 +44,6 @@ clean:
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/tests-installed: .venv/course-installed requirements-dev.txt
+.venv/tests-installed: .venv/course-installed requirements-dev.txt requirements-export.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@

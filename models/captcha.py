@@ -1,13 +1,13 @@
 """The captcha recogniser: a trained network with all that is needed to use it
 
-``captcha_multitask/03_train.py`` saves it here, ``04_test.py`` and ``05_recognize.py`` load it.
-A folder holds ``model.keras``, which takes pixels and gives probabilities, and ``model.json``,
-which says what the probabilities stand for and how the network was trained.
+``captcha_multitask/03_train.py`` saves it, ``04_test.py`` and ``05_recognize.py`` load it. A folder
+holds ``model.keras``, which takes pixels and gives probabilities, and ``model.json``, which says
+what the probabilities stand for and how the network was trained.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,74 +16,79 @@ import numpy as np
 from data.captchas import decode_classes
 from utils.run import quoted, sha256, write_json, written_whole
 
-FOLDER = Path(__file__).resolve().parent / "captcha"
+FOLDER = Path(__file__).resolve().parent / "captcha"  # with a folder for each network
 MODEL, INFO = "model.keras", "model.json"
 TRAIN = "python captcha_multitask/03_train.py"
+BATCH_SIZE = 256
 
 
 class ModelError(ValueError):
     """A model is missing, damaged or does not fit; the message says which and what to do."""
 
 
-@dataclass(frozen=True)
 class Recogniser:
     """A trained network and its facts.
 
     Attributes:
-        model: a Keras model, uint8 [n, height, width, 3] to float32 probabilities
+        model: a Keras model, uint8 [n, height, width, 1] to float32 probabilities
             [n, length, len(alphabet)].
         folder: where it was loaded from.
-        about: what the training wrote: alphabet, length, width, height, net, warp and more.
+        about: what the training wrote: alphabet, length, width, height, net and more.
+        alphabet, length: the characters of a text, and how many it has.
+        size: width and height, in pixels, of the images it takes.
     """
 
-    model: Any
-    folder: Path
-    about: dict[str, Any]
+    def __init__(self, model: Any, folder: Path, about: Mapping[str, Any]) -> None:
+        self.model, self.folder, self.about = model, folder, dict(about)
+        self.alphabet: str = about["alphabet"]
+        self.length: int = about["length"]
+        self.size: tuple[int, int] = about["width"], about["height"]
 
-    @property
-    def alphabet(self) -> str:
-        return self.about["alphabet"]
+    @cached_property
+    def _graph(self) -> Any:
+        """The model as one graph: called layer by layer it is a fifth slower."""
+        import tensorflow as tf
 
-    @property
-    def length(self) -> int:
-        return self.about["length"]
+        width, height = self.size
+        pixels = tf.TensorSpec([None, height, width, 1], tf.uint8)
+        return tf.function(lambda images: self.model(images, training=False), [pixels])
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height, in pixels, of the images it takes."""
-        return self.about["width"], self.about["height"]
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """The probability of every character at every position, float32 [n, length, classes], for
+        images uint8 [n, height, width, 1]."""
+        starts = range(0, len(images), BATCH_SIZE)
+        parts = [self._graph(images[i : i + BATCH_SIZE]).numpy() for i in starts]
+        empty = np.empty((0, self.length, len(self.alphabet)), np.float32)
+        return np.concatenate([empty, *parts])
 
-    def probabilities(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """The probability of every character at every position, float32 [n, length, classes],
-        for images uint8 [n, height, width, 3]."""
-        parts = [
-            self.model(images[i : i + batch_size], training=False).numpy()
-            for i in range(0, len(images), batch_size)
-        ]
-        return np.concatenate(parts)
+    def read(self, images: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """The likeliest text of each image and its confidence, float32 [n] from 0 to 1."""
+        return self.texts(self.probabilities(images))
 
     def texts(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Of each image the likeliest text and its confidence, float [n] from 0 to 1: the
-        product of its characters' probabilities, as the heads judge independently."""
+        """What ``read`` returns, from probabilities. A text's confidence is the product of its
+        characters' probabilities, as the heads judge independently."""
         texts = [decode_classes(row, self.alphabet) for row in probabilities.argmax(axis=-1)]
         return texts, probabilities.max(axis=-1).prod(axis=-1)
 
 
-def save_recogniser(folder: Path, model: Any, about: Mapping[str, Any]) -> None:
+def save_recogniser(folder: str | Path, model: Any, about: Mapping[str, Any]) -> None:
     """Save ``model`` and ``about`` (with alphabet, length, width and height) in ``folder``.
     A model that is there already is replaced once this one is whole."""
+    folder = Path(folder)
     with written_whole(folder / MODEL) as temporary:
         model.save(temporary)
     write_json(folder / INFO, {**about, "sha256": sha256(folder / MODEL)})
 
 
 def load_recogniser(
-    folder: Path, alphabet: str | None = None, length: int | None = None
+    folder: str | Path, alphabet: str | None = None, length: int | None = None
 ) -> Recogniser:
     """Load what ``save_recogniser`` saved. Raises ModelError where nothing whole is there, and
     where it does not read texts of this ``alphabet`` and ``length``, if given."""
     import keras
 
+    folder = Path(folder)
     try:
         about = json.loads((folder / INFO).read_text(encoding="utf-8"))
         kept = {name: about[name] for name in ("alphabet", "length", "width", "height", "sha256")}

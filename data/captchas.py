@@ -3,11 +3,8 @@
 
 A captcha here is a text, such as ``0427``, drawn by the library captcha: every character in a
 size of its own, turned and warped, dots and a curve over them. This module draws the image of
-a seed and a number, always the same one. ``captcha_multitask/01_generate_images.py`` writes a
-folder of them, ``captcha_multitask/03_train.py --online`` draws them while it trains. Run it
-to see what a seed gives, as text::
-
-    python data/captchas.py
+a seed and a number, always the same one, and reads image files as the chapter's networks see
+them: grey. ``captcha_multitask/01_generate_images.py`` writes a folder of captchas.
 
 Library: https://github.com/lepture/captcha, version 0.7.1.
 """
@@ -23,7 +20,7 @@ from typing import Any
 
 import captcha.image
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from data import images
 
@@ -34,10 +31,9 @@ ALPHABETS = {
     "upper": string.ascii_uppercase,
     "alnum": string.digits + string.ascii_letters,
 }
-WARPS = ("modern", "legacy", "both")
+KINDS = ("modern", "legacy", "grey", "noise", "lines", "dark")
+STYLES = (*KINDS, "both", "mixed")  # both: modern or legacy; mixed: any of the kinds
 MOST_PIXELS = 16_000_000
-BILINEAR = Image.Resampling.BILINEAR
-NOT_IN_NAMES = '_.<>:"/\\|?*'  # "_" and "." end the text in a file's name, others Windows forbids
 
 
 class AlphabetError(argparse.ArgumentTypeError, ValueError):
@@ -88,8 +84,10 @@ class Captchas:
         length: characters in a text.
         width, height: of an image, in pixels.
         fonts: paths of TrueType files; none for the library's own, DroidSansMono.
-        warp: ``"modern"`` (captcha 0.7.1), ``"legacy"`` (up to 0.7.0) or ``"both"``, each
-            image one of the two by chance.
+        style: ``"modern"``, as captcha 0.7.1 draws; ``"legacy"``, with the warp up to 0.7.0;
+            modern ones in ``"grey"``, with ``"noise"``, with ``"lines"``, or light on ``"dark"``.
+            Each image is drawn in a style chosen by chance if this is ``"both"`` (modern or
+            legacy) or ``"mixed"`` (any).
         seed: another seed, other captchas.
     """
 
@@ -98,44 +96,70 @@ class Captchas:
     width: int = 160
     height: int = 60
     fonts: tuple[str, ...] = ()
-    warp: str = "modern"
+    style: str = "modern"
     seed: int = 1
 
-    def draw(self, index: int) -> tuple[str, Image.Image]:
-        """The text and the image, RGB, of captcha number ``index``."""
+    def text(self, index: int) -> str:
+        """The text of captcha number ``index``."""
+        return self._begin(index)[1]
+
+    def _begin(self, index: int) -> tuple[random.Random, str]:
         generator = random.Random(f"{self.seed}:{index}")
-        text = "".join(generator.choices(self.alphabet, k=self.length))
-        warp = generator.choice(("modern", "legacy")) if self.warp == "both" else self.warp
-        painter = _painter(warp, self.width, self.height, self.fonts)
+        return generator, "".join(generator.choices(self.alphabet, k=self.length))
+
+    def draw(self, index: int) -> tuple[str, Image.Image]:
+        """The text and the image, RGB or (grey) L, of captcha number ``index``."""
+        generator, text = self._begin(index)
+        choices = {"both": ("modern", "legacy"), "mixed": KINDS}.get(self.style)
+        style = generator.choice(choices) if choices else self.style
+        painter = _painter(style == "legacy", self.width, self.height, self.fonts)
         secrets = captcha.image.secrets
         captcha.image.secrets = _Dice(generator)  # the library draws from secrets, unseeded
         try:
-            return text, painter.generate_image(text)
+            image = painter.generate_image(text)
         finally:
             captcha.image.secrets = secrets
+        return text, _EFFECTS[style](image, generator) if style in _EFFECTS else image
 
     def png(self, index: int) -> tuple[str, bytes]:
         """The text of captcha number ``index`` and its PNG file."""
         text, image = self.draw(index)
-        file = io.BytesIO()
-        image.save(file, "PNG", compress_level=1)  # a tenth larger than by default, in less time
-        return text, file.getvalue()
-
-    def pixels(self, index: int) -> tuple[str, np.ndarray]:
-        """The text of captcha number ``index`` and its pixels, uint8 [height, width, 3]."""
-        text, image = self.draw(index)
-        return text, np.asarray(image)
+        return text, png_file(image)
 
 
+def _noise(image: Image.Image, generator: random.Random) -> Image.Image:
+    """Every pixel lighter or darker, by up to 15 to 50 of 255."""
+    strength = generator.randrange(15, 51)
+    noise = np.frombuffer(generator.randbytes(image.width * image.height), np.int8)
+    noise = noise.reshape(image.height, image.width, 1) * (strength / 128)  # all three colours
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+
+
+def _lines(image: Image.Image, generator: random.Random) -> Image.Image:
+    """Two to five lines from the left border to the right, in dark colours."""
+    draw = ImageDraw.Draw(image)
+    for _ in range(generator.randrange(2, 6)):
+        left, right = (generator.randrange(image.height) for _ in range(2))
+        colour = tuple(generator.randrange(180) for _ in range(3))
+        draw.line((0, left, image.width, right), colour, width=generator.randrange(1, 3))
+    return image
+
+
+_EFFECTS = {
+    "grey": lambda image, generator: image.convert("L"),
+    "noise": _noise,
+    "lines": _lines,
+    "dark": lambda image, generator: ImageOps.invert(image),
+}
 _painters: dict[tuple, captcha.image.ImageCaptcha] = {}  # keep their fonts loaded
 
 
 def _painter(
-    warp: str, width: int, height: int, fonts: tuple[str, ...]
+    legacy: bool, width: int, height: int, fonts: tuple[str, ...]
 ) -> captcha.image.ImageCaptcha:
-    kind = {"modern": captcha.image.ImageCaptcha, "legacy": LegacyImageCaptcha}[warp]
-    key = (warp, width, height, fonts)
+    key = (legacy, width, height, fonts)
     if key not in _painters:
+        kind = LegacyImageCaptcha if legacy else captcha.image.ImageCaptcha
         _painters[key] = kind(width, height, list(fonts) or None)
     return _painters[key]
 
@@ -145,37 +169,52 @@ def parse_alphabet(text: str) -> str:
     or as they are; also an argparse type. Raises AlphabetError, with a sentence."""
     alphabet = ALPHABETS.get(text, text)
     twice = sorted({c for c in alphabet if alphabet.count(c) > 1})
-    unfit = sorted({c for c in alphabet if c in NOT_IN_NAMES or not c.isprintable() or c == " "})
+    unfit = sorted({c for c in alphabet if not c.isprintable()})
     if not alphabet:
         raise AlphabetError("the alphabet is empty")
     if twice:
         raise AlphabetError(f"the alphabet {text!r} has {''.join(twice)!r} more than once")
     if unfit:
-        raise AlphabetError(
-            f"{''.join(unfit)!r} can't stand in a file's name, so not in an alphabet"
-        )
+        raise AlphabetError(f"the alphabet {text!r} has {''.join(unfit)!r}, which can't be shown")
     return alphabet
 
 
 def load_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The pixels of an image file of any format Pillow reads, as a recogniser takes them:
-    uint8 [height, width, 3], upright, transparent places white, the first frame of several,
-    enlarged or shrunk to ``size`` (width, height) if that is given.
+    """The pixels of an image file as a recogniser takes them: grey, uint8 [height, width, 1],
+    upright, transparent places white, the first frame of several, enlarged or shrunk to ``size``
+    (width, height) if that is given.
 
-    Raises OSError or ValueError, with a sentence, for a file that holds no whole image, or one
-    of more than 16 million pixels (found in its header, before it is unpacked).
+    Raises OSError or ValueError, with a sentence, for a file that holds no whole image of an
+    allowed format, or one of more than 16 million pixels (found in its header, before it is
+    unpacked).
     """
     image = Image.fromarray(images.load_image(path, MOST_PIXELS))
-    return np.asarray(image if size in (None, image.size) else image.resize(size, BILINEAR))
+    pixels = np.asarray(image.convert("L"))[..., np.newaxis]
+    return pixels if size is None else resize(pixels, size)
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A grey image uint8 [height, width, 1] enlarged or shrunk to ``size`` (width, height)."""
+    if pixels.shape[1::-1] == tuple(size):
+        return pixels
+    image = Image.fromarray(pixels[..., 0]).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image)[..., np.newaxis]
+
+
+def png_file(image: Image.Image) -> bytes:
+    """The image as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)  # a tenth larger than by default, in less time
+    return file.getvalue()
 
 
 def decode_pngs(files: Any, height: int, width: int) -> Any:
-    """The pixels of a batch of PNG files of one size, as a tensor of strings [b]: a tensor
-    uint8 [b, height, width, 3]."""
+    """The pixels of a batch of grey PNG files of one size, as a tensor of strings [b]: a tensor
+    uint8 [b, height, width, 1]."""
     import tensorflow as tf  # not at the top: processes that only draw need none
 
-    image = tf.TensorSpec([height, width, 3], tf.uint8)
-    return tf.map_fn(lambda f: tf.io.decode_png(f, 3), files, fn_output_signature=image)
+    image = tf.TensorSpec([height, width, 1], tf.uint8)
+    return tf.map_fn(lambda f: tf.io.decode_png(f, 1), files, fn_output_signature=image)
 
 
 def label_of(path: Path) -> str:
@@ -191,8 +230,3 @@ def encode_text(text: str, alphabet: str) -> list[int]:
 def decode_classes(classes: Sequence[int], alphabet: str) -> str:
     """The text whose characters are at these places in the alphabet."""
     return "".join(alphabet[int(c)] for c in classes)
-
-
-if __name__ == "__main__":
-    for number in range(5):
-        print(f"seed 1, number {number}:", *Captchas().draw(number))

@@ -15,6 +15,9 @@ from PIL import Image, ImageOps
 
 MOST_PIXELS = 89_000_000  # 267 MB unpacked; beyond this Pillow warns of a trap
 PNG = b"\x89PNG\r\n\x1a\n"
+# Pillow opens what the content says, also such as EPS, for which it starts another program. An MPO
+# (two JPEGs in one file) is opened as a JPEG.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 SUFFIXES |= {".pbm", ".pgm", ".pnm", ".ppm"}
 CJK_FONTS = (  # what systems have for Chinese, from Windows, macOS and Linux
@@ -35,7 +38,7 @@ CJK_FONTS = (  # what systems have for Chinese, from Windows, macOS and Linux
 
 
 def load_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """The pixels of an image file of any format Pillow reads: uint8 [height, width, 3], upright,
+    """The pixels of an image file of any of the ``FORMATS``: uint8 [height, width, 3], upright,
     transparent places white, the first frame of several, 16 bits scaled to 8.
 
     Raises OSError or ValueError, with a sentence, for a file that holds no whole image, or one
@@ -60,7 +63,8 @@ def load_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> np.ndarr
 def _opened(source: Path | bytes, most_pixels: int) -> Image.Image:
     """The image, its header read and its size found bearable."""
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise ValueError("no image: cannot identify its format") from None
     except Image.DecompressionBombError as error:

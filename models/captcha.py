@@ -62,14 +62,14 @@ class Recogniser:
         return np.concatenate([empty, *parts])
 
     def read(self, images: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """The likeliest text of each image and its confidence, float32 [n] from 0 to 1."""
+        """The likeliest text of each image and its confidence, float64 [n] from 0 to 1."""
         return self.texts(self.probabilities(images))
 
     def texts(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
         """What ``read`` returns, from probabilities. A text's confidence is the product of its
         characters' probabilities, as the heads judge independently."""
         texts = [decode_classes(row, self.alphabet) for row in probabilities.argmax(axis=-1)]
-        return texts, probabilities.max(axis=-1).prod(axis=-1)
+        return texts, probabilities.max(axis=-1).prod(axis=-1, dtype=float)
 
 
 def save_recogniser(folder: str | Path, model: Any, about: Mapping[str, Any]) -> None:

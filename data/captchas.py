@@ -10,7 +10,9 @@ Library: https://github.com/lepture/captcha, version 0.7.1.
 """
 
 import argparse
+import csv
 import io
+import json
 import random
 import string
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from data import images
 
+SETTINGS = "captchas.json"  # in a folder of drawn captchas: how they were drawn
 FOLDER = Path(__file__).resolve().parent / "captcha"  # images and records, git-ignored
 ALPHABETS = {
     "digits": string.digits,
@@ -124,7 +127,7 @@ class Captchas:
     def png(self, index: int) -> tuple[str, bytes]:
         """The text of captcha number ``index`` and its PNG file."""
         text, image = self.draw(index)
-        return text, png_file(image)
+        return text, png_file(np.atleast_3d(image))
 
 
 def _noise(image: Image.Image, generator: random.Random) -> Image.Image:
@@ -201,9 +204,10 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image)[..., np.newaxis]
 
 
-def png_file(image: Image.Image) -> bytes:
-    """The image as a PNG file."""
+def png_file(pixels: np.ndarray) -> bytes:
+    """A PNG file of pixels uint8 [height, width, 3], or grey [height, width, 1]."""
     file = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     image.save(file, "PNG", compress_level=1)  # a tenth larger than by default, in less time
     return file.getvalue()
 
@@ -220,6 +224,46 @@ def decode_pngs(files: Any, height: int, width: int) -> Any:
 def label_of(path: Path) -> str:
     """The text that a file's name states: ``0427`` for ``0427_000123.png`` and ``0427.jpg``."""
     return path.stem.split("_")[0]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What ``01_generate_images.py`` says of the captchas in ``folder``: alphabet, length, width,
+    height and more; nothing for images from elsewhere. Raises ValueError if that is damaged."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        parse_alphabet(settings["alphabet"])
+        if all(settings[name] > 0 for name in ("length", "width", "height")):
+            return settings
+        reason = "a size below 1"
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error)
+    raise ValueError(
+        f"{folder / SETTINGS} is damaged ({reason}). Remove it, and use --alphabet and --length"
+    )
+
+
+def read_texts(folder: Path, labels: Path | None = None) -> list[tuple[str, str]]:
+    """The image files in ``folder`` by their names there, each with its text: as its name says, or
+    as the CSV file ``labels`` does (columns file and text; an image that isn't there has the text
+    ""). Raises ValueError, with a sentence, for a CSV file that can't be used."""
+    found = [path for path in images.find_images([folder]) if path != folder]
+    texts = [(path.relative_to(folder).as_posix(), label_of(path)) for path in found]
+    if labels is None:
+        return texts
+    try:
+        with labels.open(encoding="utf-8-sig", newline="") as file:  # -sig: Excel begins with a BOM
+            listed = [(row["file"] or "", row["text"] or "") for row in csv.DictReader(file)]
+    except OSError as error:
+        raise ValueError(f"--labels {labels}: {error.strerror}") from None
+    except (KeyError, UnicodeDecodeError, csv.Error):
+        raise ValueError(
+            f"--labels {labels} is no UTF-8 CSV file with the columns file and text"
+        ) from None
+    names = {name for name, _ in listed}
+    unlisted = [(name, "") for name, _ in texts if name not in names]
+    return [(name, text.strip()) for name, text in listed] + unlisted
 
 
 def encode_text(text: str, alphabet: str) -> list[int]:

@@ -187,8 +187,8 @@ display.plot(ax=axes, cmap="Oranges", include_values=few, colorbar=not few)
 axes.set(title=f"{mixed_up.sum():,} of {truth.size:,} characters taken for another")
 axes.set(xlabel="read as", ylabel="truth")
 run.save_figure(figure, "confusion")
-for (true, answer), count in Counter(zip(truth[~hits], answers[~hits], strict=True)).most_common(5):
-    print(f"{alphabet[true]} was read as {alphabet[answer]}: {count:,} times")
+commonest = Counter(zip(truth[~hits], answers[~hits], strict=True)).most_common(5)
+print("Commonest:", ", ".join(f"{alphabet[a]} as {alphabet[b]} {n:,}×" for (a, b), n in commonest))
 
 # %%
 # Answers that are better not given
@@ -263,18 +263,20 @@ bars = abs(ranges.T - correct / counts)  # [2, bins]: below and above
 axes["A"].plot([0, 1], [0, 1], "--", color="grey", label="calibrated")
 axes["A"].errorbar(sure, correct / counts, bars, fmt="o", capsize=3, label="95 % interval")
 axes["A"].set(title=f"Calibration error {calibration_error:.4f}", ylabel="share that is right")
-axes["A"].legend(loc="lower right")
+axes["A"].legend()
 axes["B"].bar((used + 0.5) / BINS, counts, 0.9 / BINS, color=BLUE, log=True)
 axes["B"].set(xlabel="confidence of the whole text", ylabel="readings")
 axes["B"].set(xlim=axes["A"].get_xlim(), ylim=(0.5, None))
-steps = np.unique(confidence)
-number, wrong = given(steps, confidence, right)
-axes["C"].plot(1 - number / len(right), wrong / number, color=ORANGE, drawstyle="steps-post")
+axes["B"].yaxis.set_major_formatter("{x:,.0f}")
+number, wrong = given(np.unique(confidence), confidence, right)
+refused, wrong = 1 - number / len(right), wrong / number
+axes["C"].plot(refused, wrong, color=ORANGE, drawstyle="steps-post")
 if chosen:
     axes["C"].plot(1 - chosen["share_read"], chosen["share_wrong"], "o", color=BLUE)
-axes["C"].set(title="Refusing answers below a confidence (dot: the one chosen)")
+axes["C"].set(title="Refusing answers below a confidence\n(dot: the one chosen)")
 axes["C"].set(xlabel="share refused", ylabel="share wrong of the answers given")
-axes["C"].set_xscale("symlog", linthresh=0.01)
+axes["C"].set(xlim=(-0.001, 1.2 * refused[wrong > 0].max(initial=0.01)))
+axes["C"].set(ylim=(0, 1.2 * max(wrong[0], 0.001)))
 run.save_figure(figure, "calibration")
 
 # %%

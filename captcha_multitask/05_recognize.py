@@ -11,13 +11,10 @@ Run, after ``03_train.py``, with images or folders of images::
     python captcha_multitask/05_recognize.py --at-least 0.98 --json my_captchas/ > readings.json
     python captcha_multitask/05_recognize.py --export onnx my_captchas/
 
-You should see: the text of each image and how sure the recogniser is of it. Where a file's name
-states the text, as ``0427.png`` and ``0427_000123.png`` do, it is compared. ``04_test.py`` chooses
-a confidence for ``--at-least``.
-
-``--json`` prints a JSON array and nothing else to standard output, messages go to standard error.
-A file that can't be read is reported, the others are read, and the exit status is 1. It is 0 if
-every image was read, rightly or wrongly.
+You should see: the text of each image and how sure the recogniser is of it, compared with the text
+that the file's name states, if it does, as ``0427.png`` and ``0427_000123.png`` do. Which P is good
+for ``--at-least P``, ``04_test.py`` says. A file that can't be read is reported and the exit status
+is 1. With ``--json`` standard output has a JSON array and nothing else.
 
 Time: 10 s for a few images on two CPU cores, 3 s for each 3,000 more.
 """
@@ -26,9 +23,11 @@ import importlib.util
 import json
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stdout
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -45,48 +44,28 @@ from utils.run import Run, make_parser, readable, share, written_whole
 
 BATCH_SIZE = 256
 FEW, LISTED, SHOWN = 8, 100, 12  # read if none is named, printed, in the figure
-STRETCH = 1.25  # a change of the sides' ratio beyond this is worth a warning
 NEEDED = {"onnx": ["tf2onnx", "onnx", "onnxruntime"], "tflite": ["ai_edge_litert"]}  # to export
 plt.rcParams["text.parse_math"] = False  # "$" may be a character of the alphabet
 
 # %%
-# One size for all
-# ----------------
+# Any file, one size
+# ------------------
 # The network takes grey pixels of one size, uint8 [height, width, 1]. ``load_image`` makes them of
 # whatever a file holds: colour, transparent, with a palette, 16 bits a channel, several frames,
 # lying on its side. A captcha twice as large is shrunk and read as well. One of other proportions
-# is squeezed, and then has letters such as the model never saw: that is worth a warning.
+# is squeezed, and then has letters such as the model never saw.
 #
-# Loading fails for one image at a time. The reason takes the place of the reading.
-
-Answer = dict[str, Any]  # with None for what there is not
-KEYS = (
-    "file",
-    "text",
-    "guess",
-    "confidence",
-    "probabilities",
-    "label",
-    "correct",
-    "warning",
-    "error",
-)
+# Loading fails for one image at a time. The reason takes the place of the pixels.
 
 
-def load(path: Path, size: tuple[int, int]) -> tuple[Answer, np.ndarray | None]:
-    """The answer begun, and the file's pixels in the model's ``size``, or None."""
-    answer = dict.fromkeys(KEYS) | {"file": str(path)}
+def load(path: Path, size: tuple[int, int]) -> np.ndarray | str:
+    """The pixels of an image file, or why there are none."""
+    if path.is_dir():
+        return "no images in this folder"
     try:
-        if path.is_dir():
-            raise ValueError("no images in this folder")
-        pixels = captchas.load_image(path)
+        return captchas.load_image(path, size)
     except (OSError, ValueError) as error:
-        return answer | {"error": getattr(error, "strerror", None) or str(error)}, None
-    height, width, _ = pixels.shape
-    ratio = width / height / (size[0] / size[1])
-    if max(ratio, 1 / ratio) > STRETCH:
-        answer["warning"] = f"{width}×{height} has other proportions than {size[0]}×{size[1]}"
-    return answer, captchas.resize(pixels, size)
+        return getattr(error, "strerror", None) or str(error)
 
 
 # %%
@@ -95,6 +74,10 @@ def load(path: Path, size: tuple[int, int]) -> tuple[Answer, np.ndarray | None]:
 # A hundred thousand images don't fit into memory, and reading them one at a time is slow. So they
 # are read in batches. Threads load them: Python's lock lets one thread run at a time, but Pillow
 # lets go of it while it decodes.
+#
+# Where the confidence is below ``--at-least``, ``text`` is None, and ``guess`` has the likeliest.
+
+Answer = dict[str, Any]  # with None for what there is not
 
 
 def read_all(
@@ -102,30 +85,27 @@ def read_all(
 ) -> tuple[list[Answer], np.ndarray]:
     """The answers to all ``paths``, and the pixels of the first images, uint8 [n, h, w, 1]."""
     answers, first = [], []
-    steps = track(range(0, len(paths), BATCH_SIZE), "Reading", console=Console(stderr=True))
+    batches = [paths[i : i + BATCH_SIZE] for i in range(0, len(paths), BATCH_SIZE)]
     with ThreadPoolExecutor() as pool:
-        for start in steps:
-            batch = paths[start : start + BATCH_SIZE]
-            loaded = list(pool.map(lambda path: load(path, recogniser.size), batch))
-            answers += [answer for answer, _ in loaded]
-            good = [(answer, pixels) for answer, pixels in loaded if pixels is not None]
-            if not good:
-                continue
-            images = np.stack([pixels for _, pixels in good])
+        for batch in track(batches, "Reading", console=Console(stderr=True)):
+            loaded = list(pool.map(load, batch, repeat(recogniser.size)))
+            images = np.array([pixels for pixels in loaded if not isinstance(pixels, str)])
             first += [*images[: BATCH_SIZE - len(first)]]
             probabilities = recogniser.probabilities(images)  # [n, length, characters]
             texts, confidences = recogniser.texts(probabilities)
-            best = probabilities.max(axis=-1)  # [n, length]
-            for (answer, _), text, confidence, row in zip(
-                good, texts, confidences, best, strict=True
-            ):
-                answer |= {"guess": text, "confidence": float(confidence)}
-                answer |= {"text": text if confidence >= at_least else None}
-                answer |= {"probabilities": row.tolist()}
-                label = captchas.label_of(Path(answer["file"]))
-                if len(label) == recogniser.length and set(label) <= set(recogniser.alphabet):
-                    answer["label"] = label
-                    answer["correct"] = answer["text"] and text == label
+            best = probabilities.max(axis=-1).tolist()  # of each character
+            read = zip(texts, confidences.tolist(), best, strict=True)
+            for path, pixels in zip(batch, loaded, strict=True):
+                error = pixels if isinstance(pixels, str) else None
+                guess, confidence, each = (None, None, None) if error else next(read)
+                text = guess if guess and confidence >= at_least else None
+                label = captchas.label_of(path)
+                if len(label) != recogniser.length or not set(label) <= set(recogniser.alphabet):
+                    label = None  # the name is no text of this recogniser's
+                correct = text == label if text and label else None
+                answer = {"file": str(path), "text": text, "guess": guess, "confidence": confidence}
+                answer |= {"probabilities": each, "label": label, "correct": correct}
+                answers.append(answer | {"error": error})
     return answers, np.array(first)
 
 
@@ -142,7 +122,7 @@ def export(recogniser: captcha.Recogniser, kind: str, images: np.ndarray) -> tup
     """Write ``model.onnx`` or ``model.tflite`` beside the model. Returns the file and the largest
     difference of its probabilities for ``images``."""
     path = recogniser.folder / f"model.{kind}"
-    with written_whole(path) as temporary:
+    with written_whole(path) as temporary, warnings.catch_warnings(action="ignore"):
         name = {"onnx": "onnx", "tflite": "litert"}[kind]
         recogniser.model.export(str(temporary), format=name, verbose=False)
     if kind == "onnx":
@@ -161,9 +141,8 @@ def export(recogniser: captcha.Recogniser, kind: str, images: np.ndarray) -> tup
 # %%
 # Answers for people and for programs
 # -----------------------------------
-# People get lines and a figure. Programs get JSON, an answer a line, in ASCII so that any file
-# name gets through any console. Where the confidence is below ``--at-least``, ``text`` is null and
-# the likeliest text is the ``guess``.
+# People get lines and a figure. Programs get JSON, an answer a line, in ASCII so that any file name
+# gets through any console.
 
 
 def report(answers: Sequence[Answer]) -> dict[str, float]:
@@ -177,14 +156,10 @@ def report(answers: Sequence[Answer]) -> dict[str, float]:
     if len(answers) > LISTED:
         print(f"… and {len(answers) - LISTED:,} more: all are in readings.json")
     failed = [answer for answer in answers if answer["error"]]
-    warned = [answer for answer in answers if answer["warning"]]
-    for answer in (failed + warned)[:LISTED]:
-        print(f"{answer['file']}: {answer['error'] or answer['warning']}")
+    for answer in failed[:LISTED]:
+        print(f"{answer['file']}: {answer['error']}")
     unsure = sum(answer["text"] is None for answer in answers) - len(failed)
-    print(
-        f"{len(answers):,} files: {len(failed):,} could not be read, {unsure:,} not sure, "
-        f"{len(warned):,} squeezed (don't trust these)"
-    )
+    print(f"{len(answers):,} files: {len(failed):,} could not be read, {unsure:,} not sure")
     metrics = {"images": len(answers) - len(failed), "failed": len(failed), "not_sure": unsure}
     if correct := [answer["correct"] for answer in answers if answer["correct"] is not None]:
         print(f"Of {len(correct):,} answers with a text in the name {sum(correct):,} are right.")

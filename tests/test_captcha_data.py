@@ -1,81 +1,61 @@
 """Chapter captcha_multitask, its data: what is drawn, what is kept of a folder, what is written."""
 
-import errno
+import csv
 import hashlib
 import io
 import json
 import random
+import resource
 import secrets
 import shutil
 import struct
 import subprocess
 import sys
 import time
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import captcha.image
 import cloudpickle
+import matplotlib
 import numpy as np
 import pytest
-from helpers import ROOT, load_script
+from helpers import ROOT, Lesson, run_lesson
 from PIL import Image, ImageDraw
 from test_tfrecord import example_by_hand, framed_records
 
 from data import captchas as lib
-from data.captchas import Captchas, LegacyImageCaptcha, load_image
-from utils.tfrecord import load_split, read_info
+from data.captchas import Captchas, LegacyImageCaptcha, load_image, resize
+from utils.tfrecord import read_info
 
 GENERATE = "captcha_multitask/01_generate_images.py"
 CONVERT = "captcha_multitask/02_images_to_tfrecords.py"
+SERIF = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf"
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def script(name: str) -> ModuleType:
-    module = load_script(name)
-    cloudpickle.register_pickle_by_value(module)  # workers could not import it by its name
-    return module
-
-
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    return script(GENERATE)
-
-
-@pytest.fixture(scope="module")
-def convert() -> ModuleType:
-    return script(CONVERT)
+def drawn(captchas: Captchas, count: int) -> dict[str, bytes]:
+    """What a folder of these captchas must hold, drawn one after the other in this process."""
+    some = {number: captchas.png(number) for number in range(count)}
+    return {f"{text}_{number:06}.png": png for number, (text, png) in some.items()}
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Call a script's ``main()`` with flags; return what it printed, or the sentence it ended
-    with."""
+def mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a script that must end with a sentence; return the sentence."""
 
-    def run(module: ModuleType, *flags: str | Path) -> str:
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-        monkeypatch.setattr(
-            sys, "argv", ["script", "--run-dir", str(tmp_path / "run"), *map(str, flags)]
-        )
-        capsys.readouterr()
-        try:
-            module.main()
-        except SystemExit as end:
-            assert end.code not in (0, None)
-            printed = capsys.readouterr()
-            sentence = end.code if isinstance(end.code, str) else printed.err
-            assert "Traceback" not in printed.err
-            return " ".join(f"{printed.out}\n{sentence}".split())
-        return " ".join(capsys.readouterr().out.split())
+    def run(script: str, *flags: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            run_lesson(script, tmp_path / "run", *flags)
+        assert end.value.code not in (0, None)
+        said = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err
+        return " ".join(said.split())
 
     return run
 
@@ -83,37 +63,36 @@ def call(
 # ---- data/captchas.py ----------------------------------------------------------------------
 
 
-def test_an_image_depends_on_its_seed_and_number_alone():
-    captchas = Captchas(warp="both")
+@pytest.mark.parametrize("style", lib.STYLES)
+def test_an_image_depends_on_its_seed_and_number_alone(style):
+    captchas = Captchas(style=style)
     row = [captchas.png(index) for index in range(6)]
-    assert [captchas.png(index) for index in (5, 2, 0)] == [row[5], row[2], row[0]]
     random.seed(0)
-    assert captchas.png(3) == row[3]
+    np.random.seed(0)
+    assert [captchas.png(index) for index in (5, 2, 0)] == [row[5], row[2], row[0]]
+    assert [text for text, _ in row] == [captchas.text(index) for index in range(6)]
     assert len({png for _, png in row}) == 6
     assert not {png for _, png in row} & {replace(captchas, seed=2).png(i)[1] for i in range(6)}
 
 
 @pytest.mark.parametrize(
-    ("warp", "texts", "digest"),
+    ("style", "digest"),
     [
-        (
-            "modern",
-            ["7435", "7706"],
-            "32cc78671a6d816ccb2bb352f789310d0d30365e2bbb57155c39aecc6d29dc5b",
-        ),
-        (
-            "legacy",
-            ["7435", "7706"],
-            "53c622f956a718e3b8a68b639899537208529737b59f1c3d9856883f9e1e4f12",
-        ),
+        ("modern", "32cc78671a6d816ccb2bb352f789310d0d30365e2bbb57155c39aecc6d29dc5b"),
+        ("legacy", "53c622f956a718e3b8a68b639899537208529737b59f1c3d9856883f9e1e4f12"),
+        ("both", "c3257c409910d50a7acf5094851b6d72c0c022b93a73754cf456e2ff76405efc"),
+        ("grey", "f794e9d4f132fdab46f936837599a18f523bbf5a8203cde6d7b8d038c58174f7"),
+        ("noise", "47b482c26eb4fac311f0ed81d5ad7c1874a1bb4801ce4f5c7d45725ab5dea9aa"),
+        ("lines", "c844248248051a021b2b55dbb36991a4cff4fc53396a76407b0ce06dfe56e69d"),
+        ("dark", "f6a484cea5d7d1eda08ffe1ea34a360f74db134353d8cd05156e8fa1ceef5cc3"),
+        ("mixed", "1eed519fe4ab9e4b2040e53c0ea14158129a66f58ba9a176a2b1b946d0d044ef"),
     ],
 )
-def test_the_pixels_are_those_they_always_were(warp, texts, digest):
-    drawn = [Captchas(warp=warp).pixels(index) for index in range(2)]
-    assert [text for text, _ in drawn] == texts
-    pixels = np.stack([pixels for _, pixels in drawn])
-    assert pixels.shape == (2, 60, 160, 3)
-    assert hashlib.sha256(pixels.tobytes()).hexdigest() == digest
+def test_the_pixels_are_those_they_always_were(style, digest):
+    some = [Captchas(style=style).draw(index) for index in range(2)]
+    assert [text for text, _ in some] == ["7435", "7706"]
+    pixels = b"".join(np.asarray(image).tobytes() for _, image in some)
+    assert hashlib.sha256(pixels).hexdigest() == digest
 
 
 def test_both_draws_each_warp_about_every_other_time(monkeypatch):
@@ -126,9 +105,36 @@ def test_both_draws_each_warp_about_every_other_time(monkeypatch):
 
     monkeypatch.setattr(captcha.image.ImageCaptcha, "generate_image", noted)
     for index in range(40):
-        Captchas(warp="both", width=40, height=30, length=1).draw(index)
+        Captchas(style="both", width=40, height=30, length=1).draw(index)
     assert set(drawn_by) == {captcha.image.ImageCaptcha, LegacyImageCaptcha}
     assert 10 <= drawn_by.count(LegacyImageCaptcha) <= 30
+
+
+def test_what_the_styles_add_to_the_same_image():
+    for index in range(8):
+        images = {style: Captchas(style=style).draw(index)[1] for style in lib.KINDS}
+        modern = np.asarray(images["modern"]).astype(int)  # [60, 160, 3]
+        assert np.array_equal(images["dark"], 255 - modern)
+        assert np.median(images["dark"]) < 20
+        assert images["grey"].mode == "L"
+        assert np.array_equal(images["grey"], images["modern"].convert("L"))
+        noise = (np.asarray(images["noise"]) - modern)[(modern > 50).all(2) & (modern < 205).all(2)]
+        assert 5 < noise.std() < 35
+        assert abs(noise.mean()) < 5
+        assert abs(noise).max() <= 50
+        covered = (np.asarray(images["lines"]) != modern).any(axis=2)
+        assert 0.01 < covered.mean() < 0.15
+        assert covered.any(axis=0).all(), "from border to border"
+
+
+def test_mixed_takes_every_style():
+    images = [Captchas(style="mixed").draw(index)[1] for index in range(40)]
+    grey, dark = (
+        sum(image.mode == "L" for image in images),
+        sum(np.mean(image) < 100 for image in images),
+    )
+    assert 1 <= grey <= 16
+    assert 1 <= dark <= 16
 
 
 class Chances:
@@ -188,43 +194,44 @@ def test_the_legacy_warp_is_the_formula_of_0_7_0(monkeypatch):
     assert legacy[1] > 3 * modern[1]
 
 
-@pytest.mark.parametrize("warp", lib.WARPS)
-def test_secrets_are_secret_again_afterwards(warp):
-    Captchas(warp=warp).draw(0)
+@pytest.mark.parametrize("style", lib.STYLES)
+def test_secrets_are_secret_again_afterwards(style):
+    Captchas(style=style).draw(0)
     assert captcha.image.secrets is secrets
     with pytest.raises(OSError, match="cannot open resource"):
-        Captchas(warp=warp, fonts=("no such font.ttf",)).draw(0)
+        Captchas(style=style, fonts=("no such font.ttf",)).draw(0)
     assert captcha.image.secrets is secrets
 
 
 def test_alphabets_by_name_and_as_they_are():
     assert lib.parse_alphabet("digits") == "0123456789"
     assert len(lib.parse_alphabet("alnum")) == 62
-    assert lib.parse_alphabet("acb") == "acb"
+    assert lib.parse_alphabet("acb/+") == "acb/+"
     assert lib.decode_classes(lib.encode_text("cab", "acb"), "acb") == "cab"
-    for bad, reason in [
-        ("", "empty"),
-        ("abca", "'a' more than once"),
-        ("a/b_", "'/_'"),
-        ("a b", " "),
-    ]:
+    for bad, reason in [("", "empty"), ("abca", "'a' more than once"), ("a\tb", "can't be shown")]:
         with pytest.raises(ValueError, match=reason):
             lib.parse_alphabet(bad)
+
+
+def test_an_image_of_another_size_is_resized_in_one_way(tmp_path):
+    (tmp_path / "a.png").write_bytes(Captchas().png(0)[1])
+    pixels = load_image(tmp_path / "a.png")
+    assert (pixels.shape, pixels.dtype) == ((60, 160, 1), np.uint8)
+    assert load_image(tmp_path / "a.png", (160, 60)).tobytes() == pixels.tobytes()
+    small = load_image(tmp_path / "a.png", (80, 30))
+    assert small.shape == (30, 80, 1)
+    assert np.array_equal(small, resize(pixels, (80, 30)))
+    assert abs(small.mean() - pixels.mean()) < 1
 
 
 # ---- 01_generate_images.py -----------------------------------------------------------------
 
 
-def test_one_worker_and_two_write_the_same_files(generate, tmp_path):
-    captchas = Captchas()
-    assert generate.draw_missing(captchas, tmp_path / "one", 60, workers=1) == 60
-    assert generate.draw_missing(captchas, tmp_path / "two", 60, workers=2) == 60
-    assert files(tmp_path / "one") == files(tmp_path / "two")
-    assert len(files(tmp_path / "one")) == 61
-    for index in (0, 59):
-        text, png = captchas.png(index)
-        assert (tmp_path / "one" / f"{text}_{index:06}.png").read_bytes() == png
-    settings = json.loads((tmp_path / "one" / "captchas.json").read_text(encoding="utf-8"))
+def test_several_processes_write_what_one_draws(tmp_path):
+    folder = tmp_path / "images"
+    lesson = run_lesson(GENERATE, tmp_path / "run", "--out", folder, "--count", 60)
+    found = files(folder)
+    settings = json.loads(found.pop("captchas.json"))
     assert settings == {
         "seed": 1,
         "alphabet": "0123456789",
@@ -232,122 +239,127 @@ def test_one_worker_and_two_write_the_same_files(generate, tmp_path):
         "width": 160,
         "height": 60,
         "fonts": [],
-        "warp": "modern",
+        "style": "modern",
         "captcha": "0.7.1",
     }
+    assert found == drawn(Captchas(), 60)
+    assert lesson.metrics["images"] == 60
+    assert lesson.figures == ["samples", "styles"]
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_folder(generate, tmp_path):
+def test_killed_in_the_middle_it_goes_on_to_the_same_folder(tmp_path):
     killed = tmp_path / "killed"
-    command = [sys.executable, ROOT / GENERATE, "--count", "50000", "--workers", "1"]
+    command = [sys.executable, ROOT / GENERATE, "--count", "50000"]
     command += ["--out", killed, "--run-dir", tmp_path / "run"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
         deadline = time.monotonic() + 120
         while len([*killed.glob("*.png")]) < 30 and time.monotonic() < deadline:
             time.sleep(0.01)
         program.kill()
-    whole = len([*killed.glob("[!.]*.png")])
-    assert 30 <= whole < 50_000
+    time.sleep(1)  # its workers notice
+    numbers = {int(path.stem[-6:]) for path in killed.glob("[!.]*.png")}
+    assert 30 <= len(numbers) < 5_000
     (killed / ".1234_000000.99.tmp.png").write_bytes(b"half an ima")
     (killed / ".captchas.99.tmp.json").write_bytes(b"{")
     for path in [*killed.glob("[!.]*.png")][:2]:
         path.write_bytes(b"")  # as a power cut leaves files that were not on the disk yet
-    assert generate.draw_missing(Captchas(), killed, whole + 20, workers=1) == 22
-    generate.draw_missing(Captchas(), tmp_path / "whole", whole + 20, workers=1)
-    assert files(killed) == files(tmp_path / "whole")
-    assert generate.draw_missing(Captchas(), killed, 10, workers=1) == 0, "a smaller --count"
-    assert len(files(killed)) == whole + 21
+    count = max(numbers) + 10
+    run_lesson(GENERATE, tmp_path / "run", "--out", killed, "--count", count)
+    found = files(killed)
+    del found["captchas.json"]
+    assert found == drawn(Captchas(), count)
+    again = run_lesson(GENERATE, tmp_path / "run", "--out", killed, "--count", 10)
+    assert again.metrics == {"images": count, "images_per_second": 0}
+    assert len(files(killed)) == count + 1
 
 
-def test_a_folder_of_other_settings_is_refused_and_untouched(generate, tmp_path, call):
-    generate.draw_missing(Captchas(), tmp_path / "images", 3, workers=1)
-    (tmp_path / "images" / ".1234_000000.99.tmp.png").write_bytes(b"half an ima")
-    before = files(tmp_path / "images")
-    said = call(generate, "--out", tmp_path / "images", "--seed", 2, "--warp", "both")
-    assert "has other settings: seed is 1 there and 2 here; warp is 'modern' there" in said
-    assert files(tmp_path / "images") == before
-    (tmp_path / "images" / "captchas.json").write_text("{", encoding="utf-8")
-    assert "captchas.json is damaged" in call(generate, "--out", tmp_path / "images")
+def test_a_folder_of_other_settings_is_refused_and_untouched(tmp_path, mistake):
+    folder = tmp_path / "images"
+    flags = ("--out", folder, "--count", 6, "--alphabet", "lower", "--length", 3)
+    flags += ("--size", 100, 40, "--style", "dark", "--fonts")
+    run_lesson(GENERATE, tmp_path / "run", *flags, "DejaVu Serif")  # as Matplotlib calls it
+    captchas = Captchas(lib.ALPHABETS["lower"], 3, 100, 40, (str(SERIF),), "dark", 1)
+    found = files(folder)
+    settings = json.loads(found.pop("captchas.json"))
+    assert found == drawn(captchas, 6)
+    (font,) = settings["fonts"]
+    digest = hashlib.sha256(SERIF.read_bytes()).hexdigest()
+    assert font == {"file": SERIF.name, "sha256": digest}
 
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "notes.txt",
-        "0427.png",
-        "12345_000001.png",
-        "abcd_000001.png",
-        "0427_1.png",
-        "7435_000000.png",
-    ],
-)
-def test_a_folder_that_holds_other_files_is_refused_and_untouched(generate, tmp_path, call, name):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / name).write_bytes(b"mine")
-    said = call(generate, "--out", tmp_path / "images")
-    assert f"holds {name!r}, which is not of these captchas" in said
-    assert files(tmp_path / "images") == {name: b"mine"}
-
-
-def test_a_font_is_known_by_its_content(generate, tmp_path):
-    font = Path(captcha.image.DEFAULT_FONTS[0])
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        shutil.copy(font, tmp_path / name / font.name)
-        captchas = Captchas(fonts=(str(tmp_path / name / font.name),))
-        generate.draw_missing(captchas, tmp_path / "images", 2, workers=1)
-    with (tmp_path / "b" / font.name).open("ab") as file:
+    copy = shutil.copy(SERIF, tmp_path)  # a font is known by its content
+    assert run_lesson(GENERATE, tmp_path / "run", *flags, copy).metrics["images_per_second"] == 0
+    (folder / ".abc_000000.99.tmp.png").write_bytes(b"half an ima")
+    before = files(folder)
+    with Path(copy).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(ValueError, match="has other settings: fonts is"):
-        generate.draw_missing(captchas, tmp_path / "images", 2, workers=1)
+    assert "has other settings: fonts is" in mistake(GENERATE, *flags, copy)
+    said = mistake(GENERATE, "--out", folder, "--seed", 2)
+    assert "has other settings: seed is 1 there and 2 here; alphabet is" in said
+    assert files(folder) == before
+    (folder / "captchas.json").write_text("{", encoding="utf-8")
+    assert "captchas.json is damaged" in mistake(GENERATE, "--out", folder)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "0427.png", "7435_000001.png", "0427_1.png"])
+@pytest.mark.parametrize("of_ours", [True, False])
+def test_a_folder_that_holds_other_files_is_refused_and_untouched(tmp_path, mistake, name, of_ours):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / name).write_bytes(b"mine")
+    if of_ours:
+        settings = {"seed": 1, "alphabet": "0123456789", "length": 4, "width": 160, "height": 60}
+        settings |= {"fonts": [], "style": "modern", "captcha": "0.7.1"}
+        (folder / "captchas.json").write_text(json.dumps(settings), encoding="utf-8")
+    before = files(folder)
+    said = mistake(GENERATE, "--out", folder)
+    assert f"holds {name!r}, which is not of these captchas" in said
+    assert files(folder) == before
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--width", "1"], "nothing can be read in 1×60 pixels"),
-        (["--width", "100000", "--height", "100000"], "100000×100000 pixels are too many"),
+        (["--size", "1", "60"], "--size 1 60: from 16×16 to"),
+        (["--size", "100000", "100000"], "--size 100000 100000: from 16×16 to 16,000,000 pixels"),
         (["--length", "500"], "--length 500: the text has to fit into a file's name"),
-        (["--fonts", "missing.ttf"], "missing.ttf: no such file"),
+        (["--fonts", "missing.ttf"], "--fonts missing.ttf: no such file, and Matplotlib knows no"),
         (["--fonts", __file__], "no TrueType font (unknown file format)"),
         (["--alphabet", "01龍"], "the font DroidSansMono.ttf has no '龍'"),
+        (["--alphabet", "龍", "--fonts", "DejaVu Serif"], "the font DejaVuSerif.ttf has no '龍'"),
         (["--alphabet", "0120"], "argument --alphabet: the alphabet '0120' has '0' more than once"),
+        (["--alphabet", "a/b"], "'/' can't stand in a file's name"),
         (["--count", "0"], "argument --count: '0' is not a whole number from 1"),
-        (["--warp", "none"], "argument --warp: invalid choice"),
+        (["--style", "none"], "argument --style: invalid choice"),
     ],
 )
 def test_what_can_not_be_drawn_is_said_before_anything_is_written(
-    generate, tmp_path, call, flags, sentence
+    tmp_path, mistake, flags, sentence
 ):
-    assert sentence in call(generate, "--out", tmp_path / "images", *flags)
+    assert sentence in mistake(GENERATE, "--out", tmp_path / "images", *flags)
     assert not (tmp_path / "images").exists()
 
 
-def test_a_full_disk_leaves_whole_images_and_a_sentence(generate, tmp_path, call, monkeypatch):
-    write_bytes = Path.write_bytes
-    written = []
-
-    def on_a_small_disk(path: Path, data: bytes) -> int:
-        if len(written) == 7:
-            write_bytes(path, data[:1000])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(path)
-        return write_bytes(path, data)
-
+def test_a_full_disk_leaves_whole_images_and_a_sentence(tmp_path):
     folder = tmp_path / "images"
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", on_a_small_disk)
-        said = call(generate, "--out", folder, "--count", 30, "--workers", 1)
-    assert f"Can't write into {folder}: No space left on device" in said
-    assert "the same command draws the others" in said
-    assert len(files(folder)) == 8
-    assert not [name for name in files(folder) if name.startswith(".")]
-    assert generate.draw_missing(Captchas(), folder, 30, workers=1) == 23
+    command = [sys.executable, ROOT / GENERATE, "--count", "40", "--out", folder]
+    done = subprocess.run(
+        [*command, "--run-dir", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8_300, 8_300)),
+    )
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert f"Can't write into {folder}: File too large. The images that are there are whole" in said
+    assert "Traceback" not in said
+    found = files(folder)
+    del found["captchas.json"]
+    assert found.items() < drawn(Captchas(), 40).items()
 
 
-def test_a_folder_that_can_not_be_made_is_a_sentence(generate, tmp_path, call):
+def test_a_folder_that_can_not_be_made_is_a_sentence(tmp_path, mistake):
     (tmp_path / "file").write_bytes(b"")
-    said = call(generate, "--out", tmp_path / "file" / "images", "--count", 1)
+    said = mistake(GENERATE, "--out", tmp_path / "file" / "images", "--count", 1)
     assert f"Can't write into {tmp_path / 'file' / 'images'}: Not a directory" in said
 
 
@@ -403,23 +415,19 @@ def transparent_corner(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-GREY = picture(1).convert("L")
 # name of the file: its content, and the image that a person sees in it
 GOOD = {
     "0001.png": (encoded(picture(1)), picture(1)),
     "0002_jpeg.png": (encoded(picture(2), "JPEG", quality=95), picture(2)),
     "0003.png": (encoded(picture(3).convert("RGBA")), picture(3)),
-    "0004.png": (encoded(picture(4).quantize(64)), picture(4).quantize(64).convert("RGB")),
-    "0005.png": (encoded(GREY), GREY.convert("RGB")),
+    "0004.png": (encoded(picture(4).quantize(64)), picture(4).quantize(64)),
+    "0005.png": (encoded(picture(5).convert("L")), picture(5)),
     "0006.png": (rgb16(picture(6)), picture(6)),
     "0007.png": (
-        encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)),
-        GREY.convert("RGB"),
+        encoded(Image.fromarray(np.asarray(picture(7).convert("L")).astype(np.uint16) * 257)),
+        picture(7),
     ),
-    "0008.gif": (
-        encoded(picture(8).quantize(64), "GIF"),
-        picture(8).quantize(64).convert("RGB"),
-    ),
+    "0008.gif": (encoded(picture(8).quantize(64), "GIF"), picture(8).quantize(64)),
     "0009.jpg": (encoded(picture(9), "WEBP", lossless=True), picture(9)),
     "0010.jpg": (
         encoded(picture(10, (60, 160)), "JPEG", quality=95, exif=exif_of(6)),
@@ -427,22 +435,23 @@ GOOD = {
     ),
     "0011_验证码.png": (encoded(picture(11)), picture(11)),
     "子文件夹/0012_000012.bmp": (encoded(picture(12), "BMP"), picture(12)),
-    "0013": (encoded(picture(13), "TIFF"), picture(13)),
+    "0013.tif": (encoded(picture(13), "TIFF"), picture(13)),
     "0015.png": (
         encoded(picture(15), transparency=picture(15).getpixel((0, 0))),
         transparent_corner(picture(15)),
     ),
-    "0025.png": (
-        encoded(picture(16), exif=exif_of(3)),
-        picture(16).rotate(180),
+    "0025.png": (encoded(picture(16), exif=exif_of(3)), picture(16).rotate(180)),
+    "0026.png": (
+        encoded(picture(17).convert("L"), exif=exif_of(3)),
+        picture(17).rotate(180),
     ),
     "0014_small.png": (encoded(picture(14, (80, 30))), picture(14)),
 }
-JUNK = ["captchas.json", ".DS_Store", "Thumbs.db", "._0001.png", ".0001_000001.7.tmp.png"]
+JUNK = [".DS_Store", "Thumbs.db", "._0001.png", ".0001_000001.7.tmp.png", "notes.txt"]
 BAD = {
-    "_0001.png": (encoded(picture(30)), "no text in its name", ""),
-    "00015.png": (encoded(picture(31)), "wrong length", "5 characters, not 4"),
-    "验证码.png": (encoded(picture(32)), "wrong length", "3 characters, not 4"),
+    "_0001.png": (encoded(picture(30)), "no text", ""),
+    "00015.png": (encoded(picture(31)), "text of another length", "00015"),
+    "验证码.png": (encoded(picture(32)), "characters outside the alphabet", "码证验"),
     "00a1.png": (encoded(picture(33)), "characters outside the alphabet", "a"),
     "0016.png": (encoded(picture(34))[:1500], "no whole image", "truncated"),
     "0017.png": (b"no image but a text", "no whole image", "cannot identify"),
@@ -451,251 +460,237 @@ BAD = {
     "0024.png": (huge_header(60_000), "no whole image", "exceeds limit"),
     "0020.png": (altered(encoded(picture(35))), "no whole image", "IDAT"),
     "0021.jpg": (encoded(picture(36), "JPEG")[:-400], "no whole image", "truncated"),
-    "0001_copy.png": (encoded(picture(1)), "a copy", "of 0001.png"),
-    "0022.png": (encoded(picture(37)), "one image with several texts", "as 0022.png"),
-    "0023.png": (encoded(picture(37)), "one image with several texts", "as 0022.png"),
+    "0027.png": (encoded(picture(38), "EPS"), "no whole image", "cannot identify"),
+    "0001_copy.bmp": (encoded(picture(1), "BMP"), "a copy", "of 0001.png"),
+    "0022.png": (encoded(picture(37)), "one image, several texts", "0022.png"),
+    "0023.png": (encoded(picture(37)), "one image, several texts", "0022.png"),
 }
-ARGUMENTS = ["--validation-share", "0", "--test-share", "0", "--workers", "1"]
 
 
-@pytest.fixture(scope="module")
-def odd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("odd")
-    (folder / "子文件夹").mkdir()
+def records_of(out: Path) -> dict[str, list[tuple[bytes, str]]]:
+    """Each split's images, PNG files, and texts, read without TensorFlow."""
+    info, splits = read_info(out), {}
+    for split, shards in info["splits"].items():
+        contents = [(out / shard["file"]).read_bytes() for shard in shards]
+        items = [example_by_hand(p) for content in contents for p in framed_records(content)]
+        splits[split] = [
+            (item["image"][0], lib.decode_classes(item["classes"], info["about"]["alphabet"]))
+            for item in items
+        ]
+    return splits
+
+
+def test_odd_files_are_read_as_a_person_sees_them_and_bad_ones_named(tmp_path):
+    folder, out = tmp_path / "odd", tmp_path / "records"
+    (folder / "子文件夹").mkdir(parents=True)
     for name, (content, *_) in (GOOD | BAD).items():
         (folder / name).write_bytes(content)
-    for name in JUNK[1:]:
+    for name in JUNK:
         (folder / name).write_bytes(b"junk")
-    return folder
-
-
-def test_odd_files_are_read_as_a_person_sees_them_and_bad_ones_named(
-    convert, odd_folder, tmp_path, call
-):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        said = call(convert, "--images", odd_folder, "--out", tmp_path / "records", *ARGUMENTS)
+    before = files(folder)
+    flags = ("--images", folder, "--out", out, "--shares", 0, 0, "--alphabet", "digits")
+    lesson = run_lesson(CONVERT, tmp_path / "run", *flags)
+    assert files(folder) == before
     rejected = json.loads((tmp_path / "run" / "rejected.json").read_text(encoding="utf-8"))
     assert set(rejected) == set(BAD)
     for name, (_, kind, detail) in BAD.items():
         assert rejected[name][0] == kind, name
         assert detail in rejected[name][1], name
-        assert str(odd_folder) not in rejected[name][1]
-    assert "no whole image" in said
-    assert "00a1.png: a" in said
-    assert "Images of 160×60 pixels: 1 resized" in said
+        assert str(folder) not in rejected[name][1]
+    assert lesson.metrics == {"images": 17, "left_out": 15, "train_images": 17}
+    about = {"kind": "captcha", "alphabet": "0123456789", "length": 4, "width": 160}
+    assert read_info(out)["about"] == about | {"height": 60, "source": {}}
 
-    import tensorflow as tf
-
-    (batch,) = load_split(tmp_path / "records", "train", 100)
-    texts = [lib.decode_classes(row, "0123456789") for row in batch["classes"].numpy()]
-    stored = dict(zip(texts, batch["image"].numpy(), strict=True))
+    stored = {text: png for png, text in records_of(out)["train"]}
     assert sorted(stored) == sorted(Path(name).stem[:4] for name in GOOD)
     for name, (content, seen) in GOOD.items():
         png = stored[Path(name).stem[:4]]
-        assert (png == content) == (name in ("0001.png", "0011_验证码.png")), name
-        pixels = tf.io.decode_image(png, expand_animations=False).numpy().astype(int)
-        assert pixels.shape == (60, 160, 3), name
-        difference = np.abs(pixels - np.asarray(seen))
+        assert (png == content) == (name == "0005.png"), f"{name}: only that is as we want it"
+        with Image.open(io.BytesIO(png)) as image:
+            assert (image.mode, image.size) == ("L", (160, 60))
+            pixels = np.asarray(image).astype(int)
+        difference = np.abs(pixels - np.asarray(seen.convert("RGB").convert("L")))
         if name in ("0002_jpeg.png", "0010.jpg", "0014_small.png"):
             assert difference.mean() < (12 if "small" in name else 4), name
         else:
             assert difference.max() <= 1, name
-    about = read_info(tmp_path / "records")["about"]
-    assert about == {
-        "kind": "captcha",
-        "alphabet": "0123456789",
-        "length": 4,
-        "width": 160,
-        "height": 60,
-        "warp": "unknown",
-        "seed": None,
-        "captcha": None,
-        "fonts": [],
+
+
+def test_texts_from_a_csv_file_and_folded(tmp_path):
+    folder, out = tmp_path / "scans", tmp_path / "records"
+    (folder / "b").mkdir(parents=True)
+    for number in range(8):
+        (folder / "b" / f"scan {number}.png").write_bytes(encoded(picture(number)))
+    rows = [
+        (f"b/scan {n}.png", text) for n, text in enumerate(["A/b", "a/B", "b.a", "B.A", " a.. "])
+    ]
+    rows += [("b/scan 5.png", "a/bb"), ("b/missing.png", "a/b")]
+    with (tmp_path / "texts.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([("text", "note", "file"), *((t, "", f) for f, t in rows)])
+    flags = ("--images", folder, "--out", out, "--shares", 0, 0)
+    flags += ("--labels", tmp_path / "texts.csv")
+    lesson = run_lesson(CONVERT, tmp_path / "run", *flags, "--fold-case")
+    texts = [text for _, text in records_of(out)["train"]]
+    assert texts == ["a/b", "a/b", "b.a", "b.a", "a.."]
+    assert read_info(out)["about"]["alphabet"] == "./ab"
+    assert "Warning: each of '/'" not in lesson.output
+    rejected = json.loads((tmp_path / "run" / "rejected.json").read_text(encoding="utf-8"))
+    assert {name: kind for name, (kind, _) in rejected.items()} == {
+        "b/scan 5.png": "text of another length",
+        "b/missing.png": "no whole image",
+        "b/scan 6.png": "no text",
+        "b/scan 7.png": "no text",
     }
+    lesson = run_lesson(CONVERT, tmp_path / "run", *flags)
+    assert [text for _, text in records_of(out)["train"]] == [text.strip() for _, text in rows[:5]]
+    assert read_info(out)["about"]["alphabet"] == "./ABab"
+    assert "Warning: each of 'AB' occurs fewer than 3 times" in lesson.output
 
 
-def test_strict_writes_nothing(convert, odd_folder, tmp_path, call):
-    out = tmp_path / "records"
-    said = call(convert, "--images", odd_folder, "--out", out, "--strict", *ARGUMENTS)
-    assert f"{len(BAD)} files can't be used: with --strict nothing is written" in said
-    assert not out.exists()
-
-
-def test_folders_without_images_are_told_what_to_do(convert, tmp_path, call):
+def test_what_the_second_script_can_not_do_is_a_sentence(tmp_path, mistake):
     folder, out = tmp_path / "images", tmp_path / "records"
-    command = f"Draw some with: python captcha_multitask/01_generate_images.py --out {folder}"
-    assert f"there is no folder {folder}. {command}" in call(
-        convert, "--images", folder, "--out", out
-    )
+    flags = ("--images", folder, "--out", out)
+    assert f"no image in {folder} has a text" in mistake(CONVERT, *flags)
     folder.mkdir()
     (folder / ".DS_Store").write_bytes(b"junk")
-    assert f"{folder} holds no images. {command}" in call(convert, "--images", folder, "--out", out)
+    assert f"no image in {folder} has a text" in mistake(CONVERT, *flags)
     (folder / "abcd.png").write_bytes(encoded(picture()))
-    said = call(convert, "--images", folder, "--out", out, "--workers", 1)
-    assert "None of the 1 files" in said
-    assert "Do --alphabet and --length fit their names?" in said
+    said = mistake(CONVERT, *flags, "--alphabet", "digits")
+    assert f"no file in {folder} can be used: do --alphabet and --length fit" in said
+    assert "of 1 images none is left for training" in mistake(
+        CONVERT, *flags, "--shares", 0.9999, 0
+    )
+    assert "are more than 1 together" in mistake(CONVERT, *flags, "--shares", 0.6, 0.6)
+    assert "'1.1' is not a number from 0 to 1" in mistake(CONVERT, *flags, "--shares", 0, 1.1)
+    assert "argument --alphabet: the alphabet is empty" in mistake(CONVERT, "--alphabet", "")
+    table = tmp_path / "texts.csv"
+    assert f"--labels {table}: No such file" in mistake(CONVERT, *flags, "--labels", table)
+    for content in (b"", b"name,text\na.png,1\n", "file,text\na,é\n".encode("latin-1")):
+        table.write_bytes(content)
+        said = mistake(CONVERT, *flags, "--labels", table)
+        assert "is no UTF-8 CSV file with the columns file and text" in said or not content
     (folder / "captchas.json").write_text('{"alphabet": "abc"}', encoding="utf-8")
-    assert "captchas.json is damaged" in call(convert, "--images", folder, "--out", out)
+    assert "captchas.json is damaged" in mistake(CONVERT, *flags)
+    (folder / "captchas.json").unlink()
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--test-share", "1.1"], "'1.1' is not a number from 0 to 1"),
-        (["--test-share", "0.6", "--validation-share", "0.6"], "are more than 1 together"),
-        (["--alphabet", ""], "argument --alphabet: the alphabet is empty"),
-    ],
-)
-def test_wrong_flags_of_the_second_script(convert, tmp_path, call, flags, sentence):
-    assert sentence in call(convert, "--images", tmp_path, "--out", tmp_path / "out", *flags)
+    out.write_bytes(b"a file, not a folder")
+    assert "The records could not be written" in mistake(CONVERT, *flags, "--shares", 0, 0)
 
 
 # ---- 02_images_to_tfrecords.py: splits and records ------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def images(generate: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "images"
-    captchas = Captchas(alphabet="abcXYZ", length=5, width=100, height=40, seed=7, warp="both")
-    generate.draw_missing(captchas, folder, 60, workers=1)
-    return folder
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Lesson:
+    """Captchas of the first script as the second has read them."""
+    folder = tmp_path_factory.mktemp("chain")
+    flags = ("--count", 60, "--alphabet", "abcXYZ", "--length", 5, "--size", 100, 40, "--seed", 7)
+    run_lesson(GENERATE, folder / "run1", "--out", folder / "images", *flags, "--style", "both")
+    flags = ("--images", folder / "images", "--out", folder / "records", "--shares", 0.2, 0.3)
+    return run_lesson(CONVERT, folder / "run2", *flags)
 
 
-def split_of(convert: ModuleType, folder: Path, *shares: float, seed: int = 1) -> dict[str, set]:
-    paths = convert.image_files(folder, folder / "records")
-    good, faults = convert.look_over(paths, "abcXYZ", 5, workers=1)
-    assert not faults
-    splits = convert.split_up(good, *shares, seed)
-    return {split: {p.digest for p in pictures} for split, pictures in splits.items()}
-
-
-def test_splits_are_disjoint_and_stay_when_files_are_renamed_and_added(
-    convert, generate, images, tmp_path
-):
-    before = split_of(convert, images, 0.2, 0.3)
-    assert {split: len(some) for split, some in before.items()} == {
-        "train": 30,
-        "validation": 12,
-        "test": 18,
-    }
-    assert len(set.union(*before.values())) == 60
-    assert split_of(convert, images, 0.2, 0.3, seed=2) != before
-    other = shutil.copytree(images, tmp_path / "images")
-    for number, path in enumerate(sorted(other.glob("*.png"), reverse=True)):
-        path.rename(other / f"{path.name[:5]}_renamed{number}.png")
-    assert split_of(convert, other, 0.2, 0.3) == before
-    captchas = Captchas(alphabet="abcXYZ", length=5, width=100, height=40, seed=8)
-    for number in range(3):
-        text, png = captchas.png(number)
-        (other / f"{text}_new{number}.png").write_bytes(png)
-    after = split_of(convert, other, 0.2, 0.3)
-    stayed = sum(len(before[split] & after[split]) for split in before)
-    assert stayed >= 60 - 6
-
-
-@pytest.mark.parametrize(
-    ("shares", "sizes"),
-    [
-        ((0, 0), {"train": 60}),
-        ((0, 1), {"test": 60}),
-        ((0.5, 0.5), {"validation": 30, "test": 30}),
-        ((0.33, 0.67), {"validation": 20, "test": 40}),
-        ((0.001, 0.1), {"train": 54, "test": 6}),
-    ],
-)
-def test_a_split_of_no_images_is_left_out(convert, images, shares, sizes):
-    splits = split_of(convert, images, *shares)
-    assert {split: len(some) for split, some in splits.items()} == sizes
-
-
-def test_records_hold_the_files_as_two_other_readers_see_them(convert, images, tmp_path, call):
+def test_records_hold_the_files_as_two_other_readers_see_them(chain):
     import tensorflow as tf
 
-    out = tmp_path / "records"
-    said = call(convert, "--images", images, "--out", out, "--workers", 2, "--test-share", 0.2)
-    assert "60 files" in said
-    assert "texts of 5 from 'abcXYZ'" in said
-    assert "Images of 100×40 pixels: 0 resized, 0 encoded anew" in said
+    folder, out = chain.variables["folder"], chain.variables["out"]
     about = read_info(out)["about"]
-    assert (about["alphabet"], about["length"]) == ("abcXYZ", 5)
-    assert (about["width"], about["height"]) == (100, 40)
-    assert (about["warp"], about["seed"], about["captcha"]) == ("both", 7, "0.7.1")
-
-    by_hand = [
-        example_by_hand(payload)
-        for path in sorted(out.glob("*.tfrecord"))
-        for payload in framed_records(path.read_bytes())
-    ]
+    source = about.pop("source")
+    assert about == {
+        "kind": "captcha",
+        "alphabet": "abcXYZ",
+        "length": 5,
+        "width": 100,
+        "height": 40,
+    }
+    assert (source["style"], source["seed"], source["captcha"]) == ("both", 7, "0.7.1")
+    by_hand = records_of(out)
+    assert chain.metrics == {"images": 60, "left_out": 0} | {
+        f"{split}_images": len(some) for split, some in by_hand.items()
+    }
     spec = {
         "image": tf.io.FixedLenFeature([], tf.string),
         "classes": tf.io.FixedLenFeature([5], tf.int64),
     }
-    records = tf.data.TFRecordDataset([str(path) for path in sorted(out.glob("*.tfrecord"))])
-    by_tensorflow = [tf.io.parse_single_example(record, spec) for record in records]
-    on_disk = {path.read_bytes(): path.name[:5] for path in images.glob("*.png")}
-    found = {}
-    for mine, theirs in zip(by_hand, by_tensorflow, strict=True):
-        assert mine["image"] == [theirs["image"].numpy()]
-        assert mine["classes"] == theirs["classes"].numpy().tolist()
-        found[mine["image"][0]] = "".join("abcXYZ"[c] for c in mine["classes"])
-    assert found == on_disk
-
-    # All of them to one split, of another size: no shard of the others is left.
-    said = call(
-        convert, "--images", images, "--out", out, "--test-share", 1, "--validation-share", 0,
-        "--width", 50, "--height", 20, "--workers", 2, "--shards", 1,
-    )  # fmt: skip
-    assert "60 resized, 60 encoded anew" in said
-    assert sorted(files(out)) == ["dataset.json", "test_00000-of-00001.tfrecord"]
-    (batch,) = load_split(out, "test", 100)
-    for png, classes in zip(batch["image"].numpy(), batch["classes"].numpy(), strict=True):
-        pixels = tf.io.decode_png(png).numpy()
-        assert pixels.shape == (20, 50, 3)
-        same = [
-            path
-            for path in images.glob(f"{lib.decode_classes(classes, 'abcXYZ')}_*.png")
-            if np.array_equal(load_image(path, (50, 20)), pixels)
-        ]
-        assert len(same) == 1
+    found = set()
+    for split, some in by_hand.items():
+        paths = sorted(str(path) for path in out.glob(f"{split}_*.tfrecord"))
+        for (png, text), record in zip(some, tf.data.TFRecordDataset(paths), strict=True):
+            item = tf.io.parse_single_example(record, spec)
+            assert item["image"] == png
+            assert "".join("abcXYZ"[c] for c in item["classes"]) == text
+            found.add((text, tf.io.decode_png(png).numpy().tobytes()))
+    images = folder.glob("*.png")
+    assert found == {(path.name[:5], load_image(path).tobytes()) for path in images}
+    assert len(found) == 60
 
 
-def test_records_may_lie_in_above_or_below_the_images(convert, images, tmp_path):
-    folder = shutil.copytree(images, tmp_path / "images")
-    expected = sorted(folder.glob("*.png"))
-    for name in ("records/notes.txt", "train_00000-of-00001.tfrecord", "dataset.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"of an earlier run")
-    assert convert.image_files(folder, folder / "records") == expected
-    (folder / "records" / "notes.txt").unlink()
-    assert convert.image_files(folder, folder) == expected
-    assert convert.image_files(folder, tmp_path) == expected
+def noise_images(folder: Path, count: int, seed: int, start: int = 0) -> None:
+    """Grey images of 16×16 pixels with texts of three digits."""
+    folder.mkdir(exist_ok=True)
+    dice = np.random.default_rng(seed)
+    for number in range(start, start + count):
+        content = encoded(Image.fromarray(dice.integers(0, 256, (16, 16), dtype=np.uint8)))
+        (folder / f"{dice.integers(1000):03}_{number}.png").write_bytes(content)
 
 
-def test_reading_back_finds_wrong_pixels_and_texts(convert, images, tmp_path, call):
-    out = tmp_path / "records"
-    call(convert, "--images", images, "--out", out, "--workers", 1, *ARGUMENTS[:4])
-    good, _ = convert.look_over(convert.image_files(images, out), "abcXYZ", 5, workers=1)
-    splits, about = convert.split_up(good, 0, 0, 1), read_info(out)["about"]
-    convert.read_back(out, splits, about)
-    first, second, *others = splits["train"]
-    with pytest.raises(ValueError, match="has other pixels"):
-        convert.read_back(out, {"train": [second, first, *others]}, about)
-    wrong = first._replace(text="aaaaa" if first.text != "aaaaa" else "bbbbb")
-    with pytest.raises(ValueError, match="has other texts than the files"):
-        convert.read_back(out, {"train": [wrong, second, *others]}, about)
+def test_the_split_of_an_image_depends_on_nothing_but_itself(tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "records"
+    noise_images(folder, 1500, seed=0)
+    out.mkdir()
+    (out / "train_notes.txt").write_bytes(b"mine")
+    (out / "train.tfrecord").write_bytes(b"mine, too")
+    flags = ("--images", folder, "--out", out, "--shares", 0.1, 0.3)
+    run_lesson(CONVERT, tmp_path / "run", *flags)
+    splits = records_of(out)
+    before = {item: split for split, some in splits.items() for item in some}
+    on_disk = {(path.read_bytes(), path.name[:3]) for path in folder.iterdir()}
+    assert set(before) == on_disk, "every image in one split, its file stored as it is"
+    assert len(splits["validation"]) / 1500 == pytest.approx(0.1, abs=0.031)  # 4 deviations
+    assert len(splits["test"]) / 1500 == pytest.approx(0.3, abs=0.06)
+
+    def u(content: bytes) -> float:
+        return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
+
+    held_out = {text for _, text in before if u(f"1:{text}".encode()) < 0.15}
+    texts = {split: {text for _, text in some} for split, some in splits.items()}
+    assert len(held_out) > 50
+    assert held_out <= texts["test"]
+    assert not held_out & (texts["train"] | texts["validation"])
+    assert len(texts["test"] & texts["train"]) > 50, "the other half of the test is like training"
+
+    for number, path in enumerate(sorted(folder.iterdir(), reverse=True)):
+        path.rename(folder / f"{path.name[:3]}_renamed{number}.png")
+    for path in sorted(folder.iterdir())[:200]:
+        before.pop((path.read_bytes(), path.name[:3]))
+        path.unlink()
+    noise_images(folder, 300, seed=1, start=2000)
+    run_lesson(CONVERT, tmp_path / "run", *flags)
+    after = {item: split for split, some in records_of(out).items() for item in some}
+    assert len(after) == 1600
+    assert {item: after[item] for item in before} == before
+
+    run_lesson(CONVERT, tmp_path / "run", *flags, "--seed", 2)
+    other = {item: split for split, some in records_of(out).items() for item in some}
+    assert sum(other[item] != after[item] for item in after) > 400
+    run_lesson(CONVERT, tmp_path / "run", "--images", folder, "--out", out, "--shares", 0, 1)
+    assert {split: len(some) for split, some in records_of(out).items()} == {"test": 1600}
+    kept = files(out)
+    assert kept["train_notes.txt"] == b"mine"
+    assert kept["train.tfrecord"] == b"mine, too"
 
 
-# ---- both scripts end to end ---------------------------------------------------------------
-
-
-def test_what_worker_processes_import_has_no_tensorflow():
+def test_worker_processes_import_no_tensorflow(chain):
+    picture = next(iter(chain.variables["pictures"].values()))
+    jobs = [
+        (chain.variables["features_of"], picture),
+        (chain.variables["look_at"], chain.variables["folder"] / picture.name),
+    ]
     program = (
-        "import runpy, sys\n"
-        "for script in sys.argv[1:]:\n"
-        "    runpy.run_path(script, run_name='in_a_worker')\n"
+        "import pickle, sys\n"
+        "for function, item in pickle.load(sys.stdin.buffer):\n"
+        "    assert len(function(item)) == 2\n"
         "sys.exit('tensorflow' in sys.modules)"
     )
-    scripts = [ROOT / GENERATE, ROOT / CONVERT]
-    assert subprocess.run([sys.executable, "-c", program, *scripts]).returncode == 0
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, cwd=ROOT, input=cloudpickle.dumps(jobs)).returncode == 0

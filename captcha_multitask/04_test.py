@@ -19,10 +19,8 @@ Time: 15 s for 3,000 images on two CPU cores.
 
 import csv
 import math
-from collections import Counter
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,9 +31,10 @@ from data import captchas
 from models import captcha
 from utils.figures import BLUE, ORANGE, picture_grid
 from utils.run import Run, make_parser, quoted, share
-from utils.tfrecord import DatasetError, read_info, shards
+from utils.tfrecord import read_info, shards
 
 BATCH_SIZE = 256
+THRESHOLDS = (0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 BINS = 15  # of confidence, as in Guo et al.
 SHOWN = 24  # images in the figure of mistakes
 plt.rcParams["text.parse_math"] = False  # "$" may be a character of the alphabet
@@ -55,10 +54,10 @@ try:
     info = read_info(args.records)
     about = info["about"]
     if about.get("kind") != "captcha":
-        raise DatasetError(f"{args.records} holds no captchas: name another folder, --records DIR")
+        raise ValueError(f"{args.records} holds no captchas: name another folder, --records DIR")
     recogniser = captcha.load_recogniser(args.model, about["alphabet"], about["length"])
     files = {split: shards(args.records, split)[0] for split in {args.split, *info["splits"]}}
-except ValueError as error:  # about the records or the model
+except ValueError as error:  # also what the records or the model are found to lack
     made = "Records are written by 02_images_to_tfrecords.py, models by 03_train.py"
     raise SystemExit(f"{error}\n{made}{', both with --quick' * args.quick}.") from None
 alphabet, length = recogniser.alphabet, recogniser.length
@@ -72,9 +71,7 @@ if size != recogniser.size:
 # The test images had no part in the training, not even in the choice of the best step. All of them
 # are read, each once. TensorFlow 1 examples often tested on a few batches from a shuffling queue:
 # some images came twice, others never, and the accuracy changed from run to run. Images of another
-# size are resized by the function that ``05_recognize.py`` uses, so what is measured holds there.
-#
-# The confidence of a text is the product of its characters' probabilities.
+# size are resized by the function that ``05_recognize.py`` uses, so both read the same.
 
 FEATURES = {
     "image": tf.io.FixedLenFeature([], tf.string),
@@ -145,8 +142,8 @@ def wilson(hit: int, n: int) -> tuple[float, float]:
 # %%
 # Texts that were held out
 # ------------------------
-# There are 10,000 texts of four digits, so most test images show a text that some training image
-# shows too, and a network could learn texts by heart. ``02_images_to_tfrecords.py`` therefore keeps
+# There are only 10,000 texts of four digits, so most texts of the test occur in training too, and a
+# network could learn texts by heart. ``02_images_to_tfrecords.py`` therefore keeps
 # some texts out of the training altogether. A network that reads these as well as the others reads
 # characters.
 
@@ -174,8 +171,8 @@ for name, hit in groups.items():
 # %%
 # Which character is taken for which
 # ----------------------------------
-# Row: what it is; column: what was read. All that went right would stand on the diagonal and hide
-# the rest, so only the mistakes are counted.
+# Row: the truth; column: what was read. What was read right would fill the diagonal and hide the
+# rest, so only the mistakes are counted.
 
 mixed_up = confusion_matrix(truth.ravel(), answers.ravel(), labels=range(len(alphabet)))
 np.fill_diagonal(mixed_up, 0)
@@ -187,24 +184,22 @@ display.plot(ax=axes, cmap="Oranges", include_values=few, colorbar=not few)
 axes.set(title=f"{mixed_up.sum():,} of {truth.size:,} characters taken for another")
 axes.set(xlabel="read as", ylabel="truth")
 run.save_figure(figure, "confusion")
-commonest = Counter(zip(truth[~hits], answers[~hits], strict=True)).most_common(5)
-print("Commonest:", ", ".join(f"{alphabet[a]} as {alphabet[b]} {n:,}×" for (a, b), n in commonest))
 
 # %%
 # Answers that are better not given
 # ---------------------------------
-# A program can refuse answers below a confidence, and ask for another captcha. A high threshold
-# refuses right answers too, a low one lets wrong ones pass. ``--wrong`` says which share of the
-# answers given may be wrong. The threshold is the lowest that keeps to it on the *validation*
-# images. Chosen on the test images, it would fit them too well and promise too much. Of n answers,
-# less than 1/n wrong can only mean none.
+# The confidence of a text is the product of its characters' probabilities. A program can refuse
+# answers below a confidence, and ask for another captcha. A high threshold refuses right answers
+# too, a low one lets wrong ones pass. ``--wrong`` says which share of the answers given may be
+# wrong, and the lowest threshold that keeps to it is chosen, on the *validation* images: chosen on
+# the test images, it would fit just these and promise too much. With n answers, a share of wrong
+# ones below 1/n can't be told from none.
 
 
-def given(least: Any, confidence: np.ndarray, right: np.ndarray) -> tuple[Any, Any]:
-    """How many answers have at least the confidence ``least``, and how many of these are wrong;
-    ``least`` is a number, or an array for as many results."""
-    below = [np.searchsorted(np.sort(c), least) for c in (confidence, confidence[~right])]
-    return len(right) - below[0], np.sum(~right) - below[1]
+def given(least: float, confidence: np.ndarray, right: np.ndarray) -> tuple[int, int]:
+    """How many answers have at least the confidence ``least``, and how many of them are wrong."""
+    kept = confidence >= least
+    return int(kept.sum()), int((~right[kept]).sum())
 
 
 chosen = {}
@@ -212,27 +207,26 @@ if "validation" in files:
     truth_v, probabilities_v = read("validation")
     right_v = (probabilities_v.argmax(axis=-1) == truth_v).all(axis=1)
     _, confidence_v = recogniser.texts(probabilities_v)
-    steps = np.unique([0, *np.ceil(confidence_v * 1e6) / 1e6])  # six digits, as printed
-    number, wrong = given(steps, confidence_v, right_v)
-    allowed = steps[(number > 0) & (wrong <= args.wrong * number)]
-    rows = [0, 0.5, 0.9, 0.99, 0.999, *allowed[:1]]
-    print(f"\nconfidence       read     wrong   of {len(right_v):,} validation images")
-    for least, number, wrong in zip(rows, *given(rows, confidence_v, right_v), strict=True):
-        print(f"from {least:<8.6g} {number / len(right_v):7.2%} {wrong / max(1, number):9.3%}")
-    if len(allowed):
-        number, wrong = given(allowed[0], confidence, right)
-        low, high = wilson(int(wrong), max(1, int(number)))
-        chosen = {"at_least": allowed[0], "share_read": number / len(right)}
-        chosen["share_wrong"] = wrong / max(1, number)
-        print(
-            f"The last row keeps to {args.wrong:.3%}. Of the {args.split} images it reads "
-            f"{chosen['share_read']:.2%}, and\n{wrong:,} of {number:,} answers are wrong: "
-            f"{chosen['share_wrong']:.3%} ({low:.3%} to {high:.3%}). To read with it:\n  "
-            + quoted("python", "captcha_multitask/05_recognize.py", "--model", args.model)
-            + f" --at-least {allowed[0]:.6g} IMAGE"
-        )
-    else:
-        print(f"No threshold keeps to {args.wrong:.3%}: the model needs more training.")
+    print(f"\nconfidence     read     wrong   of {len(right_v):,} validation images")
+    for least in THRESHOLDS:
+        number, wrong = given(least, confidence_v, right_v)
+        if not chosen and number and wrong <= args.wrong * number:
+            chosen = {"at_least": least}
+        mark = "  <- chosen" if chosen.get("at_least") == least else ""
+        print(f"{least:<8g} {number / len(right_v):10.2%} {wrong / max(1, number):9.3%}{mark}")
+if chosen:
+    number, wrong = given(chosen["at_least"], confidence, right)
+    low, high = wilson(wrong, max(1, number))
+    chosen |= {"share_read": number / len(right), "share_wrong": wrong / max(1, number)}
+    print(
+        f"Chosen for at most {args.wrong:.3%} wrong. Of the {args.split} images it reads "
+        f"{chosen['share_read']:.2%};\n{wrong:,} of {number:,} answers are wrong, "
+        f"{chosen['share_wrong']:.3%} ({low:.3%} to {high:.3%}). To use it:\n  "
+        + quoted("python", "captcha_multitask/05_recognize.py", "--model", args.model)
+        + f" --at-least {chosen['at_least']} IMAGE"
+    )
+elif "validation" in files:
+    print(f"No threshold keeps to {args.wrong:.3%} wrong: the model needs more training.")
 else:
     print("The data set has no validation images, so no threshold is chosen.")
 
@@ -241,13 +235,13 @@ else:
 # --------------------------
 # A recogniser is *calibrated* if of all readings with a confidence near 0.8 eight in ten are right.
 # Networks tend to be too sure of themselves: the training rewards a larger probability for the
-# truth even where all answers are right already. The expected calibration error puts the n readings
+# truth even where all answers are right already. The expected calibration error puts the readings
 # into 15 bins of equal width and averages the gaps, weighted by the readings in each bin:
 #
 # .. math:: \text{ECE} = \sum_b \frac{n_b}{n} \left| \text{accuracy}_b - \text{confidence}_b \right|
 #
-# (Guo et al., 2017, arXiv 1706.04599.) Look at the counts below the diagram: a good recogniser has
-# nearly all readings in the last bin. A bin with three says little, as its interval shows.
+# (Guo et al., 2017, arXiv 1706.04599.) Look at the counts below the diagram too: a good recogniser
+# has nearly all readings in the last bin, and a bin with three says little.
 
 bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # [n]
 used, bins, counts = np.unique(bins, return_inverse=True, return_counts=True)
@@ -260,31 +254,28 @@ figure, axes = plt.subplot_mosaic(
 )
 ranges = np.array([wilson(c, n) for c, n in zip(correct.tolist(), counts.tolist(), strict=True)])
 bars = abs(ranges.T - correct / counts)  # [2, bins]: below and above
-axes["A"].plot([0, 1], [0, 1], "--", color="grey", label="calibrated")
-axes["A"].errorbar(sure, correct / counts, bars, fmt="o", capsize=3, label="95 % interval")
-axes["A"].set(title=f"Calibration error {calibration_error:.4f}", ylabel="share that is right")
-axes["A"].legend()
+axes["A"].plot([0, 1], [0, 1], "--", color="grey")
+axes["A"].errorbar(sure, correct / counts, bars, fmt="o", capsize=3, color=BLUE)
+axes["A"].set(title=f"Calibration error {calibration_error:.4f}", xlim=(0, 1), ylabel="share right")
 axes["B"].bar((used + 0.5) / BINS, counts, 0.9 / BINS, color=BLUE, log=True)
-axes["B"].set(xlabel="confidence of the whole text", ylabel="readings")
-axes["B"].set(xlim=axes["A"].get_xlim(), ylim=(0.5, None))
+axes["B"].set(xlabel="confidence of the text", ylabel="readings", xlim=(0, 1), ylim=(0.5, None))
 axes["B"].yaxis.set_major_formatter("{x:,.0f}")
-number, wrong = given(np.unique(confidence), confidence, right)
-refused, wrong = 1 - number / len(right), wrong / number
-axes["C"].plot(refused, wrong, color=ORANGE, drawstyle="steps-post")
+number = np.arange(1, len(right) + 1)  # of answers, given from the surest on
+refused = 1 - number / len(right)
+wrong = np.cumsum(~right[np.argsort(-confidence, kind="stable")]) / number
+axes["C"].plot(refused, wrong, color=ORANGE)
 if chosen:
     axes["C"].plot(1 - chosen["share_read"], chosen["share_wrong"], "o", color=BLUE)
-axes["C"].set(title="Refusing answers below a confidence\n(dot: the one chosen)")
-axes["C"].set(xlabel="share refused", ylabel="share wrong of the answers given")
-axes["C"].set(xlim=(-0.001, 1.2 * refused[wrong > 0].max(initial=0.01)))
-axes["C"].set(ylim=(0, 1.2 * max(wrong[0], 0.001)))
+axes["C"].set(title="Refusing answers below a confidence (dot: chosen)", xlabel="share refused")
+axes["C"].set(ylabel="share wrong of the answers given", ylim=(0, 1.2 * max(wrong[-1], 0.001)))
+axes["C"].set(xlim=(0, 1.2 * refused[wrong > 0].max(initial=0.01)))  # beyond, all are right
 run.save_figure(figure, "calibration")
 
 # %%
 # The images themselves
 # ---------------------
-# No number replaces looking. The surest mistakes come first: a wrong answer that the recogniser
-# would swear to may be one that you read wrong too, or a false label. If there are fewer mistakes
-# than places, the least sure of the right readings follow.
+# No number replaces looking. The surest mistakes come first: you may read them wrong too, or find a
+# false label. If there are few mistakes, the least sure of the right readings follow.
 
 order = np.lexsort((np.where(right, confidence, -confidence), right))[:SHOWN]  # mistakes first
 pngs = np.concatenate([pngs for pngs, _ in parsed(args.split).as_numpy_iterator()])[order]

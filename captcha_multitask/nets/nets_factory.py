@@ -10,25 +10,23 @@ from . import alexnet, compact
 
 
 class Net(NamedTuple):
-    """A network and how it is trained by default.
+    """A network and how it is trained.
 
     Attributes:
         heads: makes of images, float32 [n, height, width, 1], the heads' logits.
-        input_size: height and width that it sees by default, in pixels.
-        smallest: the least height and width that its layers allow.
-        batch_size, learning_rate: found by trial on four digits, 60×160.
+        input_size: from the number of positions to the height and width that the network sees.
+        batch_size, learning_rate: chosen by the validation loss on four digits, 60×160.
     """
 
     heads: Callable[..., list[keras.KerasTensor]]
-    input_size: tuple[int, int]
-    smallest: int
+    input_size: Callable[[int], tuple[int, int]]
     batch_size: int
     learning_rate: float
 
 
 NETS = {
-    "compact": Net(compact.compact, (60, 160), 16, 64, 2e-3),
-    "alexnet_v2": Net(alexnet.alexnet_v2, (96, 224), 67, 64, 3e-4),
+    "compact": Net(compact.compact, lambda positions: (60, max(160, 40 * positions)), 64, 2e-3),
+    "alexnet_v2": Net(alexnet.alexnet_v2, lambda positions: (96, 224), 64, 3e-4),
 }
 
 
@@ -41,24 +39,17 @@ def build(
     input_size: tuple[int, int] | None = None,
     **options: Any,
 ) -> keras.Model:
-    """The network ``name``: uint8 [n, height, width, 3] to logits [n, positions, classes].
+    """The network ``name``: pixels uint8 [n, height, width, 1] to logits [n, positions, classes].
 
-    Everything that happens to the pixels is part of it: grey, so that one channel is left; each
-    image less its mean and divided by its standard deviation, which makes a pale captcha as
-    strong as a dark one (TensorFlow 1's ``tf.image.per_image_standardization``); resized to
+    Everything that happens to the pixels is part of the network, so training and use can't differ:
+    each image minus its mean, divided by its standard deviation, which makes a pale captcha as
+    strong as a dark one (TensorFlow 1's ``tf.image.per_image_standardization``); then resized to
     ``input_size`` (height, width), by default the network's own. ``options`` go to the network.
-
-    Raises ValueError for an unknown name and for an input too small for the layers.
     """
-    if name not in NETS:
-        raise ValueError(f"no network {name!r}, only {', '.join(NETS)}")
     net = NETS[name]
-    input_size = input_size or net.input_size
-    if min(input_size) < net.smallest:
-        raise ValueError(f"{name} needs an input of at least {net.smallest}×{net.smallest} pixels")
-    images = keras.Input((height, width, 3), dtype="uint8", name="images")
+    input_size = input_size or net.input_size(positions)
+    images = keras.Input((height, width, 1), dtype="uint8", name="images")
     x = layers.Rescaling(-1 / 255, offset=1.0, name="ink")(images)  # paper 0, ink up to 1
-    x = keras.ops.image.rgb_to_grayscale(x)  # [n, height, width, 1]
     x = layers.LayerNormalization(
         axis=(1, 2, 3), center=False, scale=False, epsilon=1e-5, name="standardize"
     )(x)

@@ -14,7 +14,7 @@ this number is good for, and the confidence below which ``05_recognize.py`` shou
 ``confusion.png`` shows which characters are mixed up, ``calibration.png`` what a confidence is
 worth, ``mistakes.png`` the images themselves. All readings are in ``predictions.csv``.
 
-Time: 15 s for 3,000 images on two CPU cores.
+Time: 10 s for 3,000 images on two CPU cores.
 """
 
 import csv

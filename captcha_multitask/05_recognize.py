@@ -12,11 +12,11 @@ Run, after ``03_train.py``, with images or folders of images::
     python captcha_multitask/05_recognize.py --export onnx my_captchas/
 
 You should see: the text of each image and how sure the recogniser is of it, compared with the text
-that the file's name states, if it does, as ``0427.png`` and ``0427_000123.png`` do. Which P is good
-for ``--at-least P``, ``04_test.py`` says. A file that can't be read is reported and the exit status
-is 1. With ``--json`` standard output has a JSON array and nothing else.
+that the file's name states, if it does, as ``0427.png`` and ``0427_000123.png`` do. ``04_test.py``
+chooses a P for ``--at-least P``. A file that can't be read is reported and the exit status is 1.
+With ``--json`` standard output has a JSON array and nothing else.
 
-Time: 10 s for a few images on two CPU cores, 3 s for each 3,000 more.
+Time: 6 s for a few images on two CPU cores, 3 s more for 3,000.
 """
 
 import importlib.util
@@ -65,7 +65,7 @@ def load(path: Path, size: tuple[int, int]) -> np.ndarray | str:
     try:
         return captchas.load_image(path, size)
     except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return getattr(error, "strerror", None) or str(error) or repr(error)
 
 
 # %%
@@ -75,7 +75,7 @@ def load(path: Path, size: tuple[int, int]) -> np.ndarray | str:
 # are read in batches. Threads load them: Python's lock lets one thread run at a time, but Pillow
 # lets go of it while it decodes.
 #
-# Where the confidence is below ``--at-least``, ``text`` is None, and ``guess`` has the likeliest.
+# Where the confidence is below ``--at-least``, ``text`` is None. ``guess`` has the likeliest text.
 
 Answer = dict[str, Any]  # with None for what there is not
 
@@ -191,7 +191,9 @@ def main() -> None:
         raise SystemExit(str(error)) from None
 
     with redirect_stdout(sys.stderr) if args.json else nullcontext():
-        recogniser.probabilities(np.zeros((1, *recogniser.size[::-1], 1), np.uint8))  # traced
+        recogniser.probabilities(
+            np.zeros((1, *recogniser.size[::-1], 1), np.uint8)
+        )  # builds the graph
         started = time.perf_counter()
         answers, images = read_all(recogniser, paths, args.at_least)
         speed = len(paths) / (time.perf_counter() - started)

@@ -21,25 +21,30 @@ images that are missing. A larger ``--count`` adds images to those that are ther
 import json
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import captcha.image
 import matplotlib.pyplot as plt
 from joblib import Parallel, delayed
-from matplotlib.font_manager import findfont
-from PIL import Image, ImageFont
+from PIL import Image
 from rich.progress import track
 
-from data.captchas import FOLDER, KINDS, MOST_PIXELS, SETTINGS, STYLES, Captchas, parse_alphabet
+from data.captchas import (
+    FOLDER,
+    KINDS,
+    SETTINGS,
+    STYLES,
+    Captchas,
+    check_drawable,
+    parse_alphabet,
+    parse_font,
+)
 from utils.figures import picture_grid
 from utils.run import Run, make_parser, positive_int, readable, sha256, write_json, written_whole
 
 TEMPORARY = re.compile(r"\..*\.\d+\.tmp\.(png|json)")  # what written_whole leaves when killed
 HARMLESS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # systems put these into any folder
-NOT_IN_NAMES = '_. <>:"/\\|?*'  # "_" and "." end the text in a file's name, Windows forbids most
-SMALLEST = 16  # pixels; no character can be told from another in less
 
 parser = make_parser(__doc__)
 add = parser.add_argument
@@ -47,28 +52,28 @@ add("--count", type=positive_int, default=60_000, quick=1_500, help="images in t
 add("--alphabet", type=parse_alphabet, default="digits", help="or lower, upper, alnum, or abc123…")
 add("--length", type=positive_int, default=4, help="characters in a text")
 add("--size", type=positive_int, nargs=2, default=(160, 60), metavar=("WIDTH", "HEIGHT"))
-add("--fonts", nargs="+", default=(), help='files, or names as in "DejaVu Serif:bold"')
+add("--fonts", nargs="+", type=parse_font, default=(), help='files, or names as "DejaVu Serif"')
 add("--style", choices=STYLES, default="modern", help="what the images look like")
 out, quick = FOLDER / "images", FOLDER / "quick" / "images"
 add("--out", type=Path, metavar="DIR", default=out, quick=quick, help="the folder of the images")
 run = Run(parser, __file__)
 run.stopped = "Stopped. The same command draws the images that are missing."
 args = run.args
-folder = args.out.expanduser().resolve()
+folder, fonts = args.out.expanduser().resolve(), tuple(args.fonts)
 
 # %%
 # Why we draw them
 # ----------------
-# A network that reads captchas needs tens of thousands of labelled images, and nobody likes to type
-# that many texts. But a program makes captchas, and we can run it ourselves. It chooses the text
-# first, so every label is right. When the network needs more images, we draw more. The limit: the
-# network learns to read *this* program's images, and must learn again for other fonts or lines.
+# A network that reads captchas needs tens of thousands of images with their texts, and nobody likes
+# to type that many. But a program makes captchas, and we can run it ourselves. It chooses the text
+# first, so every text is right. When the network needs more images, we draw more. The limit: it
+# learns to read *this* program's images, and has to learn again for other fonts or lines.
 #
-# Four digits give 10⁴ = 10,000 texts, so every text comes about six times among 60,000 images. All
-# else differs: in this order, captcha draws by chance
+# Four digits give 10⁴ = 10,000 texts, so every text comes about six times among 60,000 images. No
+# two of these look alike, since chance decides everything else. In this order, captcha draws
 #
 # 1. a light background, and one colour for all characters, dots and the arc. Characters are pasted
-#    with the colour's lightness as opacity: a dark colour makes pale characters, see 4781;
+#    with the colour's lightness as opacity, so a dark colour makes pale characters;
 # 2. for each character a font size of 42, 50 or 56 pixels (and a font, if there are several), and
 #    with probability 1/2 a gap before it;
 # 3. its turn, by an angle from -30° to 30°;
@@ -76,44 +81,22 @@ folder = args.out.expanduser().resolve()
 # 5. how far it overlaps the one before it, up to a quarter of a character's width. This makes it
 #    hard to cut captchas into characters, and is why our network reads all of them at once;
 # 6. 30 dots and an arc. At last the whole image is smoothed.
-
-fonts = []
-for name in args.fonts:
-    path = Path(name).expanduser().resolve()
-    try:  # a file, or one of the fonts that Matplotlib brings or finds
-        found = path if path.is_file() else findfont(name, fallback_to_default=False)
-        fonts.append(str(Path(found)))
-    except ValueError:
-        parser.error(f"--fonts {name}: no such file, and Matplotlib knows no font of this name")
-captchas = Captchas(args.alphabet, args.length, *args.size, tuple(fonts), args.style, args.seed)
-
-# %%
-# What can't be drawn
-# -------------------
-# A font shows an empty box for a character that it lacks. All these would look alike, and a network
-# can't learn to tell them apart. It is better to notice now.
+#
+# A font shows an empty box for each character that it lacks. No network can tell boxes apart, so
+# ``check_drawable`` refuses such fonts.
 
 width, height = args.size
-if min(args.size) < SMALLEST or width * height > MOST_PIXELS:
-    parser.error(f"--size {width} {height}: from {SMALLEST}×{SMALLEST} to {MOST_PIXELS:,} pixels")
-if unfit := set(args.alphabet) & set(NOT_IN_NAMES):
-    parser.error(f"--alphabet: {''.join(sorted(unfit))!r} can't stand in a file's name")
-if args.length * max(len(c.encode()) for c in args.alphabet) > 200:
-    parser.error(f"--length {args.length}: the text has to fit into a file's name")
-for path in fonts or captcha.image.DEFAULT_FONTS:
-    try:
-        font = ImageFont.truetype(path, 42)
-    except OSError as error:
-        parser.error(f"--fonts {path}: no TrueType font ({error})")
-    box = bytes(font.getmask("\uffff"))  # no font has this character
-    if lacking := "".join(c for c in args.alphabet if bytes(font.getmask(c)) == box):
-        parser.error(f"the font {Path(path).name} has no {lacking!r}: take other --fonts")
+captchas = Captchas(args.alphabet, args.length, width, height, fonts, args.style, args.seed)
+try:
+    check_drawable(captchas)
+except ValueError as error:
+    parser.error(str(error))
 
 # %%
 # Modern and legacy warp
 # ----------------------
-# In step 4 each corner moves sideways by a number between -d and d. For a character w pixels wide,
-# with r drawn evenly from 0 to 1, captcha up to version 0.7.0 took
+# In step 4 each corner moves sideways by a random distance of at most d. For a character w pixels
+# wide, with r drawn evenly from 0 to 1, captcha up to version 0.7.0 took
 #
 # .. math:: d_{\text{legacy}} = w \, (r (b - a) + a), \qquad a = 0.1,\ b = 0.3 .
 #
@@ -130,12 +113,12 @@ for path in fonts or captcha.image.DEFAULT_FONTS:
 #
 # A generator of its own for each image
 # -------------------------------------
-# After the usual ``random.seed(1)`` at the start, image 500 depends on the 499 before it. Two
-# processes that share the work would draw other images than one, and so would a run that goes on
-# after a kill. ``data/captchas.py`` starts each image with ``random.Random(f"{seed}:{number}")``
-# instead. Image 500 of seed 1 is the same, whoever draws it and when. Nothing has to be saved for
-# going on: the missing numbers are the work left. (captcha draws from ``secrets``, which has no
-# seed. While an image is drawn, its generator stands in the place of ``secrets``.)
+# After the usual ``random.seed(1)`` at the start, image 500 would depend on the 499 before it. Two
+# processes that share the work would draw other images than one, and so would a program that goes
+# on after a kill. So ``data/captchas.py`` starts each image with a generator of its own,
+# ``random.Random(f"{seed}:{number}")``. Image 500 of seed 1 is the same, whoever draws it and when.
+# Nothing has to be saved to go on: the missing numbers are the work left. (captcha takes its random
+# numbers from ``secrets``, which has no seed. While it draws, our generator takes that place.)
 
 
 def file_name(number: int) -> str:
@@ -152,19 +135,11 @@ def draw(number: int) -> None:
 # %%
 # Which images are there already
 # ------------------------------
-# ``captchas.json`` says with which settings a folder was drawn. Images of other settings could not
-# be told apart later, so they don't go into one folder; nor do files that aren't ours.
+# ``captchas.json`` says with which settings a folder was drawn. Nobody could tell images of other
+# settings apart later, so a folder that has other settings, or files that aren't ours, is refused.
 
-settings = {
-    "seed": args.seed,
-    "alphabet": args.alphabet,
-    "length": args.length,
-    "width": width,
-    "height": height,
-    "fonts": [{"file": Path(font).name, "sha256": sha256(Path(font))} for font in fonts],
-    "style": args.style,
-    "captcha": version("captcha"),
-}
+settings = asdict(captchas) | {"captcha": version("captcha")}
+settings["fonts"] = [{"file": Path(font).name, "sha256": sha256(Path(font))} for font in fonts]
 other = "Name another folder with --out, or remove this one."
 there, left_over = set(), []
 try:
@@ -219,9 +194,8 @@ print(f"{count:,} images in {readable(folder)}, {len(missing):,} of them drawn i
 # %%
 # Figures
 # -------
-# ``samples.png`` shows the first files. Look for captchas that you can't read yourself, and don't
-# expect it from the network. ``styles.png`` has one row for each style. All but ``legacy`` start
-# from the same image.
+# ``samples.png`` shows the first files. The network will hardly read those that you can't read.
+# ``styles.png`` has one row for each style. All but ``legacy`` start from the same image.
 
 plt.rcParams["text.parse_math"] = False  # a "$" in a text is a dollar
 samples = [folder / file_name(number) for number in range(min(24, args.count))]

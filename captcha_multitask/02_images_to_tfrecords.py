@@ -104,8 +104,12 @@ class Picture(NamedTuple):
     size: tuple[int, int]  # width, height
 
 
-def look_at(path: Path) -> tuple[str, tuple[int, int]] | str:
-    """The hash of an image's pixels, and its size; or what is wrong with the file."""
+def look_at(path: Path, text: str) -> tuple[str, tuple[int, int]] | str:
+    """The hash of an image's pixels, and its size; or why the file can't be used."""
+    if foreign := "".join(sorted(set(text) - set(alphabet))):
+        return f"characters outside the alphabet: {foreign}"
+    if len(text) != length:
+        return f"text of another length: {text}" if text else "no text"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about oddities in files that it can read
         try:
@@ -113,41 +117,33 @@ def look_at(path: Path) -> tuple[str, tuple[int, int]] | str:
             with Image.open(path, formats=FORMATS) as image:
                 image.verify()  # checksums in a PNG, which decoding doesn't look at
         except Exception as error:  # a broken file may raise almost anything
-            return str(error).replace(f" {str(path)!r}", "")
+            return "no whole image: " + str(error).replace(f" {str(path)!r}", "")
     height, width, _ = pixels.shape
     shaped = f"{seed}:{height}x{width}:".encode() + pixels.tobytes()
     return hashlib.sha256(shaped).hexdigest(), (width, height)
 
 
-faults: dict[str, tuple[str, str]] = {}  # by file: the kind, and more about it
-good = []
-for name, text in labels:
-    if foreign := "".join(sorted(set(text) - set(alphabet))):
-        faults[name] = ("characters outside the alphabet", foreign)
-    elif len(text) != length:
-        faults[name] = ("text of another length" if text else "no text", text)
-    else:
-        good.append((name, text))
+faults: dict[str, str] = {}  # by file
 same: dict[str, list[Picture]] = {}  # pictures by the hash of their pixels
-looks = Parallel(n_jobs=-1, return_as="generator")(delayed(look_at)(folder / n) for n, _ in good)
-for (name, text), look in zip(good, track(looks, "Decoding", len(good)), strict=True):
+jobs = (delayed(look_at)(folder / name, text) for name, text in labels)
+looks = track(Parallel(n_jobs=-1, return_as="generator")(jobs), "Decoding", len(labels))
+for (name, text), look in zip(labels, looks, strict=True):
     if isinstance(look, str):
-        faults[name] = ("no whole image", look)
+        faults[name] = look
     else:
         same.setdefault(look[0], []).append(Picture(name, text, look[1]))
 pictures: dict[str, Picture] = {}
 for digest, (first, *others) in same.items():
     if len({picture.text for picture in (first, *others)}) > 1:
-        faults |= {p.name: ("one image, several texts", first.name) for p in (first, *others)}
+        faults |= {p.name: f"one image, several texts: {first.name}" for p in (first, *others)}
     else:
         pictures[digest] = first
-        faults |= {picture.name: ("a copy", f"of {first.name}") for picture in others}
+        faults |= {picture.name: f"a copy: of {first.name}" for picture in others}
 
 rejected = run.path("rejected.json")
 write_json(rejected, faults)
-for kind, number in Counter(kind for kind, _ in faults.values()).most_common():
-    name, more = next((name, more) for name, (k, more) in faults.items() if k == kind)
-    print(f"{number:8,} left out: {kind}, as {name} {more} (all: {readable(rejected)})")
+for kind, number in Counter(fault.split(":")[0] for fault in faults.values()).most_common():
+    print(f"{number:8,} left out: {kind} (see {readable(rejected)})")
 if not pictures:
     parser.error(f"no file in {folder} can be used: do --alphabet and --length fit the texts?")
 sizes = Counter(picture.size for picture in pictures.values())
@@ -157,10 +153,10 @@ print(f"{len(pictures):,} images, {len(pictures) - sizes[size]:,} resized to {si
 # %%
 # Splits that stay
 # ----------------
-# Usually a shuffle with a seed chooses the test images. Add one image, and it chooses others:
-# images that the network was trained on land in the test, and the next test is worth nothing.
-# Here each image has a number u from 0 to 1, a hash of the seed and its own pixels. Below a fixed
-# threshold it is a test image, today and after you have added, removed or renamed others.
+# Usually a shuffle with a seed chooses the test images. Add one image, and it chooses others. Then
+# images that the network was trained on are in the test, which is worth nothing. Here each image
+# has a number u from 0 to 1, a hash of the seed and its own pixels. If u is below a fixed threshold
+# it is a test image, today and after you have added, removed or renamed others.
 #
 # A network should also read texts that it has never seen. So half of the test share t is chosen by
 # the *text*: where the text's own u is below t/2, all its images go to the test, and no training
@@ -177,12 +173,11 @@ half = test_share / 2
 to_test, to_validation = half / (1 - half), (half + validation_share) / (1 - half)
 splits: dict[str, list[Picture]] = {"train": [], "validation": [], "test": []}
 for digest, picture in pictures.items():
-    if u(hashlib.sha256(f"{seed}:{picture.text}".encode()).hexdigest()) < half:
-        split = "test"
+    text_digest = hashlib.sha256(f"{seed}:{picture.text}".encode()).hexdigest()
+    if u(text_digest) < half or u(digest) < to_test:
+        splits["test"].append(picture)
     else:
-        split = "train" if u(digest) >= to_validation else "validation"
-        split = "test" if u(digest) < to_test else split
-    splits[split].append(picture)
+        splits["validation" if u(digest) < to_validation else "train"].append(picture)
 if not splits["train"] and validation_share + test_share < 1:
     parser.error(
         f"of {len(pictures)} images none is left for training: lower --shares, or get more"
@@ -194,7 +189,7 @@ splits = {split: some for split, some in splits.items() if some}
 # ----------------
 # A TFRecord file is a row of records: bytes with their length and checksums. The bytes here are a
 # ``tf.train.Example``, a protobuf message that maps names to lists of bytes, int64 or float32. The
-# format has not changed since TensorFlow 1, only the names around it:
+# format is TensorFlow 1's, only the names around it are new:
 #
 # ==========================================  ====================================
 # TensorFlow 1                                today
@@ -297,9 +292,9 @@ spread = 2 * (expected * (1 - 1 / len(alphabet))) ** 0.5
 figure, axes = plt.subplots(figsize=(max(6, 0.2 * len(alphabet)), 4), layout="constrained")
 for position in range(min(length, 8)):
     counts = Counter(picture.text[position] for picture in some)
-    axes.plot([counts[c] for c in alphabet], "o", alpha=0.7, label=f"position {position + 1}")
+    heights = [counts[c] for c in alphabet]
+    axes.plot([*alphabet], heights, "o", alpha=0.7, label=f"position {position + 1}")
 axes.axhspan(expected - spread, expected + spread, color="0.5", alpha=0.3, label="by chance")
-axes.set_xticks(range(len(alphabet)), list(alphabet), parse_math=False)
 axes.set(xlabel="character", ylabel=f"texts of the split {split}")
 axes.legend(ncols=2, fontsize=8)
 run.save_figure(figure, "characters")

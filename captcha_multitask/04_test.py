@@ -105,8 +105,6 @@ hits = answers == truth  # [n, length]
 right = hits.all(axis=1)  # [n]
 texts, confidence = recogniser.texts(probabilities)  # [n], [n]
 true_texts = [captchas.decode_classes(row, alphabet) for row in truth]
-of_truth = np.take_along_axis(probabilities, truth[..., np.newaxis], axis=-1)
-loss = -np.log(np.maximum(of_truth, 1e-7)).sum(axis=1).mean()  # summed over positions, as in 03
 
 rows = zip(true_texts, texts, confidence, strict=True)
 with run.path("predictions.csv").open("w", encoding="utf-8", newline="") as file:
@@ -288,7 +286,7 @@ figure.set_size_inches(10, -(-len(order) // 4) * (2.5 * size[1] / size[0] + 0.5)
 run.save_figure(figure, "mistakes")
 
 run.finish(
-    metrics | chosen | {"loss": loss, "calibration_error": calibration_error},
+    metrics | chosen | {"calibration_error": calibration_error},
     data={"source": str(args.records), "stand_in": False, "test_images": len(right)},
     intervals=intervals,
 )

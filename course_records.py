@@ -27,7 +27,8 @@ READMES = ("README.md", "README.zh-CN.md", *(f"{chapter}/README.md" for chapter 
 HEADS = (["result", "time"], ["结果", "用时"])  # the last two columns of the tables
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- end -->\n)", re.DOTALL)
-DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+EVERYTHING = "*"  # of a module
 
 # ---- the code that a script runs ------------------------------------------------------------
 
@@ -37,21 +38,59 @@ def code_of(script: str) -> dict[str, str]:
     what it imports, and the scripts beside it whose run folders it looks for by their name.
 
     The hash is of the syntax tree without docstrings, so notes, docstrings and layout may be
-    mended and the record stays good.
+    mended and the record stays good. Of a module it covers what the script uses: a change of a
+    function that is neither imported nor called by what is imported leaves the hash as it is.
     """
-    found: dict[str, str] = {}
     tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
     strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     beside = sorted((ROOT / script).parent.glob("[0-9]*_*.py"))
-    waiting = [ROOT / script, *(path for path in beside if path.stem in strings)]
+    used = {path: {EVERYTHING} for path in [ROOT / script, *beside] if path.stem in strings}
+    used = {ROOT / script: {EVERYTHING}} | used
+    hashes: dict[Path, str] = {}
+    waiting = [*used]
     while waiting:
         path = waiting.pop(0)
-        name = path.relative_to(ROOT).as_posix()
-        if name not in found:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            found[name] = hashlib.sha256(repr(_syntax(tree)).encode()).hexdigest()[:16]
-            waiting += _imported(tree, path, (ROOT / script).parent)
-    return found
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree.body = _used(tree.body, used[path])
+        hashes[path] = hashlib.sha256(repr(_syntax(tree)).encode()).hexdigest()[:16]
+        for module, name in _imported(tree, path, (ROOT / script).parent):
+            if name not in used.setdefault(module, set()):
+                used[module].add(name)
+                waiting.append(module)
+    return {path.relative_to(ROOT).as_posix(): digest for path, digest in hashes.items()}
+
+
+def _used(body: list[ast.stmt], names: set[str]) -> list[ast.stmt]:
+    """The statements of a module that matter to who imports ``names`` from it: those that define
+    them or what they need, and those that define nothing."""
+    if EVERYTHING in names:
+        return body
+    needed, kept = set(names), [False] * len(body)
+    while True:
+        for number, node in enumerate(body):
+            defined = _defined(node)
+            if not kept[number] and (not defined or defined & needed):
+                kept[number] = True
+                used = (part.id for part in ast.walk(node) if isinstance(part, ast.Name))
+                if new := {*used} - needed:
+                    needed |= new
+                    break
+        else:
+            return [node for node, keep in zip(body, kept, strict=True) if keep]
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """The names that a statement of a module defines; none for one that does something else."""
+    if isinstance(node, DEFINITIONS):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    if isinstance(node, ast.Assign | ast.AnnAssign) and all(
+        isinstance(part, ast.Name | ast.Tuple) for part in targets
+    ):
+        return {part.id for t in targets for part in ast.walk(t) if isinstance(part, ast.Name)}
+    return set()
 
 
 def _syntax(node: Any) -> Any:
@@ -62,7 +101,7 @@ def _syntax(node: Any) -> Any:
     if not isinstance(node, ast.AST):
         return node
     fields = dict(ast.iter_fields(node))
-    if isinstance(node, DEFINITIONS) and ast.get_docstring(node) is not None:
+    if isinstance(node, (ast.Module, *DEFINITIONS)) and ast.get_docstring(node) is not None:
         fields["body"] = node.body[1:]
     if isinstance(node, ast.JoinedStr):
         fields["values"] = [part for part in node.values if getattr(part, "value", None) != ""]
@@ -70,9 +109,9 @@ def _syntax(node: Any) -> Any:
     return type(node).__name__, parts
 
 
-def _imported(tree: ast.Module, file: Path, folder: Path) -> list[Path]:
-    """The project's files that the code of ``file`` imports, anywhere in it. Python looks in the
-    script's ``folder`` first, then where the project is."""
+def _imported(tree: ast.Module, file: Path, folder: Path) -> list[tuple[Path, str]]:
+    """The project's files that the code of ``file`` imports, anywhere in it, and what from them.
+    Python looks in the script's ``folder`` first, then where the project is."""
     names: list[tuple[str, Sequence[Path]]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -81,15 +120,16 @@ def _imported(tree: ast.Module, file: Path, folder: Path) -> list[Path]:
             places = (file.parents[node.level - 1],) if node.level else (folder, ROOT)
             start = f"{node.module}." if node.module else ""
             names += [(start + alias.name, places) for alias in node.names]
-    paths = []
+    imported = []
     for name, places in names:
         parts = name.split(".")
         for length in range(1, len(parts) + 1):  # of utils.run.Run: utils, utils/run
             module = Path(*parts[:length])
             files = (module / "__init__.py", module.with_suffix(".py"))
             found = [place / file for place in places for file in files]
-            paths += [path for path in found if path.is_file()][:1]
-    return paths
+            rest = parts[length] if length < len(parts) else EVERYTHING
+            imported += [(path, rest) for path in found if path.is_file()][:1]
+    return imported
 
 
 # ---- records --------------------------------------------------------------------------------

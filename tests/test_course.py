@@ -294,6 +294,44 @@ def test_stale_is_what_has_other_code_and_not_what_has_other_prose(course, known
     assert re.search(r"01_good\.py: changed since .*: tools/metrics\.py\n", done.stdout)
 
 
+def test_a_record_depends_on_what_is_used_of_a_module(monkeypatch, course):
+    monkeypatch.setattr(course_records, "ROOT", course)
+    module, script = course / "tools/parts.py", course / "rnn/02_use.py"
+    text = """import json
+import math
+
+STEP, OTHER = 2, 3
+WIDTH = 4
+
+
+def used(x):
+    return helper(x) + STEP
+
+
+def helper(x):
+    return math.sqrt(x)
+
+
+def unused(x):
+    return json.dumps(WIDTH)
+"""
+    script.write_text("from tools.parts import used\nprint(used(4))\n", encoding="utf-8")
+
+    def hash_of(text: str) -> str:
+        module.write_text(text, encoding="utf-8")
+        return course_records.code_of("rnn/02_use.py")["tools/parts.py"]
+
+    first = hash_of(text)
+    for old, new in (("dumps", "loads"), ("WIDTH = 4", "WIDTH = 5"), ("import json", "import re")):
+        assert hash_of(text.replace(old, new)) == first, f"{old} is not used"
+    for old, new in (("STEP, OTHER = 2", "STEP, OTHER = 1"), ("sqrt", "exp"), ("import math", "")):
+        assert hash_of(text.replace(old, new)) != first, f"{old} is used"
+    assert hash_of(text + "\nprint('done at import')\n") != first
+    script.write_text("from tools import parts\nprint(parts.used(4))\n", encoding="utf-8")
+    whole = hash_of(text)
+    assert hash_of(text.replace("dumps", "loads")) != whole, "a whole module was imported"
+
+
 def test_a_record_depends_on_the_script_whose_run_is_used(monkeypatch, course):
     monkeypatch.setattr(course_records, "ROOT", course)
     use = f"{GOOD}\nmodel = pathlib.Path('01_good') / 'model.keras'\n"

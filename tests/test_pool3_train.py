@@ -1,4 +1,4 @@
-"""inception_v3/pool3_train/01_retrain.py: features and their cache, the head, exact resuming, the
+"""inception_v3/pool3_train/01_retrain.py: features and their cache, the head, a kill, the
 exported files, bad input. One run is that of a user, with InceptionV3 at 75 pixels; the others,
 in this process, get their features from something that takes no time."""
 
@@ -359,7 +359,7 @@ def test_features_that_tell_the_class_are_learned(whole):
     assert len(network.computed) == 3 * COUNT
     result = result_of(place)
     assert result["metrics"]["test_accuracy"] > 0.8
-    assert result["best_step"] == int(training.best_step)
+    assert result["best_step"] == training.best_step
     losses = {row["step"]: row["validation_cross_entropy"] for row in result["history"]}
     assert min(losses, key=losses.get) == result["best_step"]
     assert [*losses] == [*range(10, 61, 10)]
@@ -529,10 +529,7 @@ def head_run(script: ModuleType, folder: Path, *flags: str) -> SimpleNamespace:
     """What a Training needs of a run."""
     return SimpleNamespace(
         args=script.flags().parse_args([*flags]),
-        backup=folder / "backup",
-        resuming=False,
         log_dir=lambda name: str(folder / name),
-        path=lambda name: folder / name,
     )
 
 
@@ -565,44 +562,34 @@ def test_early_stopping_stops_and_keeps_the_best(script, tmp_path):
     training = script.Training(head_run(script, tmp_path, *flags), parts, 3)
     training.run_steps()
     best = min(training.history, key=lambda row: row["validation_cross_entropy"])
-    assert int(training.best_step) == best["step"]
-    assert 40 <= int(training.done) - best["step"] < 47
+    assert training.best_step == best["step"]
+    assert 40 <= training.done - best["step"] < 47
     _, entropy, right = script.loss_of(training.head, parts["validation"], 0.0)
     assert float(entropy) == pytest.approx(best["validation_cross_entropy"], rel=1e-6)
     assert float(right) == pytest.approx(best["validation_accuracy"])
 
 
-# ---- killed, and on --------------------------------------------------------------------------
+# ---- killed, and again -----------------------------------------------------------------------
 
 
-def kill_at(limit: int) -> Callable[[int], None]:
+def run_and_kill(folder: str, place: str) -> None:
+    """In a process of its own: retrain, and kill it when 20 photos are computed."""
+    script = load()
+
     def kill(done: int) -> None:
-        if done >= limit:
+        if done >= 20:
             os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no -9
 
-    return kill
-
-
-def run_and_kill(folder: str, place: str, photos: str, validations: str) -> None:
-    """In a process of its own: retrain, and kill it before so many photos are computed, or after
-    so many validations."""
-    script = load()
-    script.SAVE_EVERY = 2
-    validate = script.Training.validate
-
-    def validate_and_die(self: Any, *arguments: float) -> None:
-        validate(self, *arguments)
-        kill_at(int(validations))(len(self.history))
-
-    script.Training.validate = validate_and_die
-    network = fake(sys.modules["retraining.bottlenecks"], kill_at(int(photos)))
+    network = fake(sys.modules["retraining.bottlenecks"], kill)
     retrain(script, Path(place), "--image-dir", folder, network=network)
 
 
-def killed(folder: Path, place: Path, photos: int, validations: int) -> None:
+def test_killed_while_computing_the_next_run_has_the_features(
+    script, bottlenecks, whole, folder, tmp_path, capsys
+):
     program = "import sys, test_pool3_train as t; t.run_and_kill(*sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", program, folder, place, str(photos), str(validations)],
+        [sys.executable, "-c", program, folder, tmp_path],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONUTF8": "1"},
         capture_output=True,
         text=True,
@@ -610,49 +597,15 @@ def killed(folder: Path, place: Path, photos: int, validations: int) -> None:
         timeout=300,
     )
     assert done.returncode not in (0, 1, 2), done.stdout[-2000:] + done.stderr[-3000:]
-    assert not (place / "run" / "result.json").exists()
-
-
-def test_killed_while_computing_it_goes_on(script, bottlenecks, whole, folder, tmp_path, capsys):
-    killed(folder, tmp_path, photos=20, validations=99)
+    assert not (tmp_path / "run" / "result.json").exists()
     assert len([*(tmp_path / "cache").rglob("*.npy")]) == 20
     network = fake(bottlenecks)
-    training = retrain(script, tmp_path, "--image-dir", folder, "--resume", network=network)
+    training = retrain(script, tmp_path, "--image-dir", folder, network=network)
     assert len(network.computed) == 3 * COUNT - 20
     assert "20 from the cache; 19 computed" in capsys.readouterr().out
     assert_equal_weights(whole[0].head, training.head)
-
-
-def test_killed_while_training_it_ends_as_if_it_had_not_been(
-    script, bottlenecks, whole, folder, tmp_path, capsys
-):
-    killed(folder, tmp_path, photos=99, validations=5)
-    flags = ["--image-dir", folder, "--resume"]
-    training = retrain(script, tmp_path, *flags, network=fake(bottlenecks))
-    assert "The training goes on after step 40" in capsys.readouterr().out
-    assert_equal_weights(whole[0].head, training.head)
-    for one, other in zip(whole[0].optimizer.variables, training.optimizer.variables, strict=True):
-        np.testing.assert_array_equal(one.numpy(), other.numpy())
     assert training.history == whole[0].history
     assert result_of(tmp_path)["metrics"] == result_of(whole[1])["metrics"]
-
-
-def test_ctrl_c_saves_the_steps_at_hand(script, bottlenecks, whole, folder, tmp_path, capsys):
-    validate = script.Training.validate
-
-    def press(self: Any, *arguments: float) -> None:
-        validate(self, *arguments)
-        if int(self.done) == 30:
-            signal.raise_signal(signal.SIGINT)
-
-    flags = ["--image-dir", folder]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(script.Training, "validate", press)
-        retrain(script, tmp_path, *flags, network=fake(bottlenecks))
-    assert "Stopped. To go on: the same command with --run-dir" in capsys.readouterr().out
-    training = retrain(script, tmp_path, *flags, network=fake(bottlenecks))
-    assert "The training goes on after step 30" in capsys.readouterr().out
-    assert_equal_weights(whole[0].head, training.head)
 
 
 # ---- Google's graph and text files -----------------------------------------------------------
@@ -791,7 +744,7 @@ def test_photos_that_are_no_data_set(script, folder, bottlenecks, tmp_path, caps
         (["--model_dir", "somewhere"], "--weights"),
         (["--output_labels", "output.json", "--output_graph", "graph.pb"], "of another file"),
         (["--weights", "nowhere.h5"], "no file nowhere.h5"),
-        (["--resume"], "no run with these settings"),
+        (["--resume"], "unrecognized arguments: --resume"),
     ],
 )
 def test_flags_that_make_no_sense(script, folder, tmp_path, capsys, monkeypatch, flags, sentence):
@@ -825,7 +778,7 @@ def test_a_full_disk_is_a_sentence_and_what_was_written_stays(
         patch.setattr(np, "save", full)
         said = refused(script, tmp_path, capsys, *flags, network=fake(bottlenecks))
     assert os.strerror(errno.ENOSPC) in said
-    assert "the same command with --run-dir" in said
+    assert "the same command finds them" in said
     assert len([*(tmp_path / "cache").rglob("*.npy")]) == 9
     network = fake(bottlenecks)
     retrain(script, tmp_path, *flags, network=network)

@@ -19,13 +19,11 @@ for the test, gave 92.3 % (81.8 to 97.0), with weights of which a tenth was miss
 ``02_test_images.py``.
 
 Time: 0.07 s a photo on two CPU cores (five minutes for 3,670), 10 seconds for the training, and 20
-to load TensorFlow and write and check the files. A second run finds the features. Stopped or
-killed, the same command goes on.
+to load TensorFlow and write and check the files. A second run finds the features, and so
+does one after a stop.
 """
 
 import argparse
-import hashlib
-import json
 import re
 import tempfile
 import time
@@ -75,17 +73,15 @@ from models import inception_v3
 from utils.run import (
     ROOT,
     CourseParser,
+    Run,
     make_parser,
     positive_float,
     positive_int,
-    quoted,
     readable,
     tensorboard_command,
-    write_json,
     written_whole,
 )
 from utils.summary import variable_summaries, write_graph
-from utils.training import ResumableRun, exact_checkpoints, interruption
 
 MODELS = ROOT / "models" / "pool3"
 SETS = ("train", "validation", "test")
@@ -195,7 +191,6 @@ def flags() -> CourseParser:
     add("--random_brightness", **percentage, default=0.0, help="distorted copies: ± brightness")
     copies = {"type": positive_int, "default": 4, "metavar": "N"}
     add("--distorted_copies", **copies, help="copies of each training photo, if distorted")
-    add("--resume", action="store_true", help="go on with the last run that was stopped")
     return parser
 
 
@@ -320,7 +315,7 @@ def weigh(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarray:
 
 def choose(step: int, count: int, batch: int, seed: int) -> np.ndarray:
     """The photos of a step: ``batch`` places among ``count``. Epoch after epoch each photo comes
-    once, in a new order; nothing has to be remembered to go on after a break."""
+    once, in a new order."""
     places = np.arange(step * batch, (step + 1) * batch)
     epochs, places = np.divmod(places, count)
     orders = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in {*epochs}}
@@ -383,11 +378,8 @@ def check_gradient(head: keras.Model, train: Examples, decay: float) -> float:
 # After every ``--eval_step_interval`` steps the validation photos are scored, all of them, with
 # the weights as they stand. retrain.py took 100 of them at random each time, so its curve shook by
 # some 3 points up and down, whatever the training did.
-#
-# Now and then a checkpoint: the head, the optimizer's averages, the best weights, the step. A
-# training that is killed goes on from there and ends with the same weights, to the last bit.
 
-SUMMARY_EVERY, SAVE_EVERY = 10, 50  # validations
+SUMMARY_EVERY = 10  # validations
 
 
 class Training:
@@ -401,30 +393,17 @@ class Training:
         history: what was found, a row for each validation.
     """
 
-    def __init__(self, run: ResumableRun, examples: Mapping[str, Examples], classes: int) -> None:
+    def __init__(self, run: Run, examples: Mapping[str, Examples], classes: int) -> None:
         args = run.args
-        self.run, self.args = run, args
+        self.args = args
         self.train, self.validation = examples["train"], examples["validation"]
         self.head = build_head(args.head, classes, args.seed)
         self.optimizer = build_optimizer(args)
         self.optimizer.build(self.head.trainable_variables)
         self.steps = make_steps(self.head, self.optimizer, self.train, args.weight_decay)
-        self.done, self.best_step = tf.Variable(0), tf.Variable(0)
-        self.best_loss = tf.Variable(np.inf, dtype=tf.float64)
-        self.best = [tf.Variable(variable.value) for variable in self.head.trainable_variables]
-        self.seconds = tf.Variable(0.0, dtype=tf.float64)
+        self.done, self.best_step, self.best_loss, self.seconds = 0, 0, np.inf, 0.0
+        self.best = self.head.get_weights()
         self.history: list[dict[str, float]] = []
-        names = ("done", "best_step", "best_loss", "best", "seconds")
-        state = {name: getattr(self, name) for name in names}
-        digest = hashlib.sha256()  # other photos, and there is nothing to go on with
-        for part in (*self.train, *self.validation):
-            digest.update(part.tobytes())
-        self.folder = run.backup / f"head-{digest.hexdigest()[:16]}"
-        self.backup = exact_checkpoints(self.folder, self.head, self.optimizer, **state)
-        if run.resuming and self.backup.restore_or_initialize():
-            rows = json.loads(run.path("history.json").read_text(encoding="utf-8"))
-            self.history = [row for row in rows if row["step"] <= int(self.done)]
-            print(f"The training goes on after step {int(self.done):,}")
         self.writers = {
             name: tf.summary.create_file_writer(run.log_dir(name))
             for name in ("train", "validation")
@@ -433,52 +412,39 @@ class Training:
     @property
     def over(self) -> bool:
         """Whether all steps are done, or enough without a better validation."""
-        step, patience = int(self.done), self.args.early_stopping
-        late = bool(patience) and step - int(self.best_step) >= patience
-        return late or step >= self.args.how_many_training_steps
+        patience = self.args.early_stopping
+        late = bool(patience) and self.done - self.best_step >= patience
+        return late or self.done >= self.args.how_many_training_steps
 
     def run_steps(self) -> None:
         """Train until it is over; then the head gets its best weights."""
         args, count = self.args, len(self.train.labels)
-        with progress_bar("training", "steps") as progress, interruption() as interrupted:
-            bar = progress.add_task(
-                "", total=args.how_many_training_steps, completed=int(self.done), note=""
-            )
+        with progress_bar("training", "steps") as progress:
+            bar = progress.add_task("", total=args.how_many_training_steps, note="")
             while not self.over:
-                started, first = time.perf_counter(), int(self.done)
-                last = min(first + args.eval_step_interval, args.how_many_training_steps)
+                started, first = time.perf_counter(), self.done
+                self.done = min(first + args.eval_step_interval, args.how_many_training_steps)
                 rows = [
                     choose(step, count, args.train_batch_size, args.seed)
-                    for step in range(first, last)
+                    for step in range(first, self.done)
                 ]
                 entropy, right = self.steps(np.stack(rows))
-                self.done.assign(last)
                 self.validate(float(entropy), float(right))
-                self.seconds.assign_add(time.perf_counter() - started)
-                row = self.history[-1]
-                note = f"validation {row['validation_accuracy']:.1%}"
-                progress.update(bar, completed=last, note=note)
-                stop = interrupted()
-                if stop or self.over or len(self.history) % SAVE_EVERY == 0:
-                    self.back_up()
-                if stop:
-                    raise KeyboardInterrupt
-        for variable, value in zip(self.head.trainable_variables, self.best, strict=True):
-            variable.assign(value)
+                self.seconds += time.perf_counter() - started
+                note = f"validation {self.history[-1]['validation_accuracy']:.1%}"
+                progress.update(bar, completed=self.done, note=note)
+        self.head.set_weights(self.best)
 
     def validate(self, entropy: float, right: float) -> None:
         """Score the head on the validation photos, write it down, keep the best weights."""
-        step = int(self.done)
+        step = self.done
         _, loss, accuracy = map(float, loss_of(self.head, self.validation, 0.0))
         scores = {
             "train": {"cross_entropy": entropy, "accuracy": right},
             "validation": {"cross_entropy": loss, "accuracy": accuracy},
         }
-        if loss < float(self.best_loss):
-            self.best_loss.assign(loss)
-            self.best_step.assign(step)
-            for place, variable in zip(self.best, self.head.trainable_variables, strict=True):
-                place.assign(variable.value)
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.best = loss, step, self.head.get_weights()
         row = {
             f"{s}_{name}": value for s, values in scores.items() for name, value in values.items()
         }
@@ -498,16 +464,6 @@ class Training:
         logits = self.head(self.validation.features)
         variable_summaries("final_training_ops/Wx_plus_b", logits, step)
         tf.summary.histogram("final_result", tf.nn.softmax(logits), step)
-
-    def back_up(self) -> None:
-        """Write a checkpoint; OSError if that fails, with the one before still whole."""
-        write_json(self.run.path("history.json"), self.history)
-        try:
-            self.backup.save()
-            for writer in self.writers.values():
-                writer.flush()
-        except tf.errors.OpError as error:  # what a full disk raises is no OSError
-            raise OSError(f"can't write {self.folder}: {error.message}") from error
 
 
 # %%
@@ -561,7 +517,7 @@ def print_test(tested: Tested, classes: Sequence[str]) -> dict[str, dict[str, fl
 # ------------
 
 
-class RetrainRun(ResumableRun):
+class RetrainRun(Run):
     """A run whose event files go to ``--summaries_dir``, if it is given; others there stay."""
 
     def log_dir(self, name: str = "") -> str:
@@ -669,8 +625,8 @@ def main() -> None:
         parser.error(str(error))
     except OSError as error:
         raise SystemExit(
-            f"Stopped: {error}\nWhat was written before is whole. Once this is mended, the same "
-            f"command with --run-dir {quoted(run.folder)} goes on."
+            f"Stopped: {error}\nWhat was written before is whole, features too. Once this is "
+            "mended, the same command finds them."
         ) from None
 
 
@@ -678,7 +634,6 @@ def retrain(run: RetrainRun) -> None:
     """Everything, from the photos to the files. Raises PhotosError, OSError and SystemExit."""
     args = run.args
     label_fonts()
-    run.backup.mkdir(exist_ok=True)  # --resume finds a run that was stopped before its training
     keras.utils.set_random_seed(args.seed)
     tf.config.experimental.enable_op_determinism()
     folder, data = find_photos(args.image_dir, args.quick)
@@ -704,7 +659,7 @@ def retrain(run: RetrainRun) -> None:
     test = examples["test"]
     scores = tf.nn.softmax(training.head(test.features)).numpy()
     tested = Tested(parts["test"], test.labels, scores)
-    best = next(row for row in training.history if row["step"] == int(training.best_step))
+    best = next(row for row in training.history if row["step"] == training.best_step)
     print(f"Kept: the weights of step {best['step']:,}, the lowest validation loss")
 
     table = print_test(tested, classes)
@@ -766,7 +721,7 @@ def retrain(run: RetrainRun) -> None:
             "test_macro_f1": float(np.mean([row["f1"] for row in table.values()])),
         },
         data=data,
-        train_seconds=round(float(training.seconds), 3),
+        train_seconds=round(training.seconds, 3),
         parameters=training.head.count_params(),
         weights=source,
         test_interval=tested.interval,

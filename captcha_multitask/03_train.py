@@ -38,55 +38,31 @@ VALIDATIONS = 12  # in a whole training
 PATIENCE = 4  # validations without a smaller loss, after which the training stops
 
 parser = make_parser(__doc__)
-folder = {"type": Path, "metavar": "DIR"}
-parser.add_argument(
-    "--records",
-    **folder,
-    default=FOLDER / "records",
-    quick=FOLDER / "quick" / "records",
-    help="the data set that 02_images_to_tfrecords.py wrote",
-)
-parser.add_argument("--net", choices=nets_factory.NETS, default="compact", help="the network")
-parser.add_argument(
-    "--model", **folder, help="where the best model goes (default: models/captcha/NET)"
-)
-parser.add_argument(
-    "--steps",
-    type=positive_int,
-    quick=120,
-    help="training steps (default: four passes over the images, but at least 1,500)",
-)
-parser.add_argument("--init", **folder, help="begin with the weights of this trained model")
-parser.add_argument(
-    "--strategy",
-    choices=STRATEGIES,
-    default="none",
-    help="one device, all GPUs of this machine, or a process on each of several machines",
-)
-parser.add_argument(
-    "--resume", action="store_true", help="go on with the last run that was stopped"
-)
+add, quick = parser.add_argument, FOLDER / "quick"
+add("--records", type=Path, metavar="DIR", default=FOLDER / "records", quick=quick / "records")
+add("--net", choices=nets_factory.NETS, default="compact", help="the network")
+add("--model", type=Path, metavar="DIR", help="for the best model (default: models/captcha/NET)")
+add("--steps", type=positive_int, quick=120, help="(default: four passes, but at least 1,500)")
+add("--init", type=Path, metavar="DIR", help="begin with the weights of this trained model")
+add("--strategy", choices=STRATEGIES, default="none", help="one device, all GPUs, or many machines")
+add("--resume", action="store_true", help="go on with the last run that was stopped")
 run = ResumableRun(parser, __file__)
 args = run.args
-model_folder = args.model or captcha.FOLDER / f"{args.net}{'-quick' if args.quick else ''}"
-hint = f"Write records with captcha_multitask/02_images_to_tfrecords.py{' --quick' * args.quick}"
-
+model_folder = args.model or captcha.FOLDER / f"{args.net}{'-quick' * args.quick}"
 try:
     place = Place(args.strategy)
-    about = read_info(args.records)["about"]
-    (train_files, train_count), (validation_files, _) = (
-        shards(args.records, split) for split in ("train", "validation")
-    )
-    start = captcha.load_recogniser(args.init) if args.init else None
     share = place.share(batch_size := nets_factory.NETS[args.net].batch_size)
+    about = read_info(args.records)["about"]
+    alphabet, length = about["alphabet"], about["length"]
+    height, width = about["height"], about["width"]
+    train_files, train_count = shards(args.records, "train")
+    validation_files, _ = shards(args.records, "validation")
+    start = captcha.load_recogniser(args.init) if args.init else None
     model_folder.mkdir(parents=True, exist_ok=True)
-    alphabet, length, height, width = (
-        about[name] for name in ("alphabet", "length", "height", "width")
-    )
 except (ValueError, OSError) as error:
-    parser.error(f"{error}\n{hint}")
+    parser.error(str(error))
 except KeyError:
-    parser.error(f"{args.records} holds no captchas. {hint}")
+    parser.error(f"{args.records} holds no captchas: write some with 02_images_to_tfrecords.py")
 steps = args.steps or max(1_500, 4 * train_count // batch_size)
 validate_every = max(1, steps // VALIDATIONS)
 keras.utils.set_random_seed(args.seed)

@@ -70,9 +70,7 @@ try:
 except ValueError as error:
     parser.error(str(error))
 if not any(text for _, text in labels):
-    parser.error(
-        f"no image in {folder} has a text: name other --images or run 01_generate_images.py"
-    )
+    parser.error(f"no image in {folder} has a text. Run 01_generate_images.py for images")
 alphabet = args.alphabet or settings.get("alphabet", "")
 if args.fold_case:
     labels = [(name, text.lower()) for name, text in labels]
@@ -134,11 +132,11 @@ for (name, text), look in zip(labels, looks, strict=True):
         same.setdefault(look[0], []).append(Picture(name, text, look[1]))
 pictures: dict[str, Picture] = {}
 for digest, (first, *others) in same.items():
-    if len({picture.text for picture in (first, *others)}) > 1:
-        faults |= {p.name: f"one image, several texts: {first.name}" for p in (first, *others)}
-    else:
+    if all(picture.text == first.text for picture in others):
         pictures[digest] = first
         faults |= {picture.name: f"a copy: of {first.name}" for picture in others}
+    else:
+        faults |= {p.name: f"one image, several texts: {first.name}" for p in (first, *others)}
 
 rejected = run.path("rejected.json")
 write_json(rejected, faults)
@@ -147,8 +145,9 @@ for kind, number in Counter(fault.split(":")[0] for fault in faults.values()).mo
 if not pictures:
     parser.error(f"no file in {folder} can be used: do --alphabet and --length fit the texts?")
 sizes = Counter(picture.size for picture in pictures.values())
-size = (settings["width"], settings["height"]) if settings else sizes.most_common(1)[0][0]
-print(f"{len(pictures):,} images, {len(pictures) - sizes[size]:,} resized to {size[0]}×{size[1]}")
+common = (settings["width"], settings["height"]) if settings else sizes.most_common(1)[0][0]
+size = width, height = common
+print(f"{len(pictures):,} images, {len(pictures) - sizes[size]:,} resized to {width}×{height}")
 
 # %%
 # Splits that stay
@@ -179,9 +178,7 @@ for digest, picture in pictures.items():
     else:
         splits["validation" if u(digest) < to_validation else "train"].append(picture)
 if not splits["train"] and validation_share + test_share < 1:
-    parser.error(
-        f"of {len(pictures)} images none is left for training: lower --shares, or get more"
-    )
+    parser.error(f"of {len(pictures)} images none is left for training: lower --shares")
 splits = {split: some for split, some in splits.items() if some}
 
 # %%
@@ -223,30 +220,25 @@ with tf.io.TFRecordWriter(path) as writer:
         features = tf.train.Features(feature={"image": image, "classes": classes})
         example = tf.train.Example(features=features)
         writer.write(example.SerializeToString())
-image.bytes_list.value[0] = item["image"][:16]
-print(f"A record; of its image the first 16 of {len(item['image']):,} bytes:\n{image}{classes}")
+example.features.feature["image"].bytes_list.value[0] = item["image"][:16]
+print(f"A record; of its image the first 16 of {len(item['image']):,} bytes:\n{example}")
 
-spec = {
-    "image": tf.io.FixedLenFeature([], tf.string),
-    "classes": tf.io.FixedLenFeature([len(item["classes"])], tf.int64),
-}
+spec = {"image": tf.io.FixedLenFeature([], tf.string)}
+spec["classes"] = tf.io.FixedLenFeature([length], tf.int64)
 for record, picture in zip(tf.data.TFRecordDataset(path), two, strict=True):
     features = tf.io.parse_single_example(record, spec)
     pixels = tf.io.decode_png(features["image"], channels=1)  # [height, width, 1]
     assert np.array_equal(pixels, load_image(folder / picture.name, size))
     assert captchas.decode_classes(features["classes"], alphabet) == picture.text
-then = tf.compat.v1.python_io.tf_record_iterator(path)  # TensorFlow 1's reader still works
-assert [*then] == [*tf.data.TFRecordDataset(path).as_numpy_iterator()]
 
 # %%
 # All records
 # -----------
 # ``utils/tfrecord.py`` does the same for all images. It writes several files for each split, the
-# *shards*, under temporary names until they are whole, and beside them ``dataset.json``, which says
-# what a reader must know. Worker processes decode and encode.
+# *shards*, and beside them ``dataset.json``, which says what a reader must know.
 
-about = {"kind": "captcha", "alphabet": alphabet, "length": length, "source": settings}
-about |= dict(zip(("width", "height"), size, strict=True))
+about = {"kind": "captcha", "alphabet": alphabet, "length": length}
+about |= {"width": width, "height": height, "source": settings}
 try:
     write_dataset(out, splits, features_of, workers=os.cpu_count(), about=about)
 except (OSError, ValueError) as error:
@@ -262,7 +254,7 @@ except (OSError, ValueError) as error:
 def parse(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Images uint8 [b, height, width, 1] and classes int64 [b, length]."""
     features = tf.io.parse_example(records, spec)
-    return captchas.decode_pngs(features["image"], *size[::-1]), features["classes"]
+    return captchas.decode_pngs(features["image"], height, width), features["classes"]
 
 
 trained = {picture.text for picture in splits.get("train", ())}
@@ -286,16 +278,14 @@ seconds = time.perf_counter() - started
 # such standard deviations to either side, and should hold 95 % of the dots. In captchas from
 # elsewhere some may be more frequent, and a network can gain by guessing these.
 
-split, some = next(iter(splits.items()))
-expected = len(some) / len(alphabet)
+expected = len(pictures) / len(alphabet)
 spread = 2 * (expected * (1 - 1 / len(alphabet))) ** 0.5
 figure, axes = plt.subplots(figsize=(max(6, 0.2 * len(alphabet)), 4), layout="constrained")
 for position in range(min(length, 8)):
-    counts = Counter(picture.text[position] for picture in some)
-    heights = [counts[c] for c in alphabet]
-    axes.plot([*alphabet], heights, "o", alpha=0.7, label=f"position {position + 1}")
+    text = "".join(picture.text[position] for picture in pictures.values())
+    axes.plot([*alphabet], [*map(text.count, alphabet)], "o", label=f"position {position + 1}")
 axes.axhspan(expected - spread, expected + spread, color="0.5", alpha=0.3, label="by chance")
-axes.set(xlabel="character", ylabel=f"texts of the split {split}")
+axes.set(xlabel="character", ylabel="images")
 axes.legend(ncols=2, fontsize=8)
 run.save_figure(figure, "characters")
 

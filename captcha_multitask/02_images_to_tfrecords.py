@@ -13,7 +13,7 @@ You should see: a record as text, a table of the splits, and in ``data/captcha/r
 of the images for training, 4 % for validation and 10 % for the test.
 ``characters.png`` shows that each digit stands in each position about equally often.
 
-Time: 40 s on two CPU cores. The text of ``0427.jpg`` and ``0427_any.png`` is 0427, the name up to
+Time: 30 s on two CPU cores. The text of ``0427.jpg`` and ``0427_any.png`` is 0427, the name up to
 the first ``_`` or the ending. For other names there is ``--labels texts.csv``.
 """
 

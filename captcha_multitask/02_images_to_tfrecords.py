@@ -9,8 +9,8 @@ Run, after ``01_generate_images.py`` or with a folder of captchas from elsewhere
 
     python captcha_multitask/02_images_to_tfrecords.py
 
-You should see: a record as text, a table of the splits, and in ``data/captcha/records`` some 86 %
-of the images for training, 4 % for validation and 10 % for the test.
+You should see: a record as text, a table of the splits, and in ``data/captcha/records`` some 80 %
+of the images for training, 10 % for validation and 10 % for the test.
 ``characters.png`` shows that each digit stands in each position about equally often.
 
 Time: 30 s on two CPU cores. The text of ``0427.jpg`` and ``0427_any.png`` is 0427, the name up to
@@ -47,7 +47,7 @@ add("--alphabet", type=captchas.parse_alphabet, help="characters (default: see t
 add("--length", type=positive_int, help="characters in a text (default: see the notes)")
 add("--labels", type=Path, metavar="CSV", help="the texts: a UTF-8 file with columns file,text")
 add("--fold-case", action="store_true", help="make small letters of capitals")
-add("--shares", type=share, nargs=2, metavar=("V", "T"), default=(0.04, 0.1), quick=(0.15, 0.15))
+add("--shares", type=share, nargs=2, metavar=("V", "T"), default=(0.1, 0.1), quick=(0.15, 0.15))
 run = Run(parser, __file__)
 args, seed = run.args, run.args.seed
 folder, out = args.images.expanduser().resolve(), args.out.expanduser().resolve()

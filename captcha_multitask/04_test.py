@@ -25,6 +25,7 @@ from statistics import NormalDist
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
+from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from data import captchas
@@ -141,9 +142,8 @@ def wilson(hit: int, n: int) -> tuple[float, float]:
 # Texts that were held out
 # ------------------------
 # There are only 10,000 texts of four digits, so most texts of the test occur in training too, and a
-# network could learn texts by heart. ``02_images_to_tfrecords.py`` therefore keeps
-# some texts out of the training altogether. A network that reads these as well as the others reads
-# characters.
+# network could learn texts by heart. So ``02_images_to_tfrecords.py`` keeps some texts out of the
+# training altogether. A network that reads these as well as the others reads characters.
 
 groups = {"whole captcha": right, "character": hits.ravel()}
 if "train" in files:
@@ -175,8 +175,8 @@ for name, hit in groups.items():
 mixed_up = confusion_matrix(truth.ravel(), answers.ravel(), labels=range(len(alphabet)))
 np.fill_diagonal(mixed_up, 0)
 few = len(alphabet) <= 20  # with more characters the numbers would be too small: colours alone
-side = 6 if few else 3 + 0.2 * len(alphabet)  # inches
-figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+inches = 6 if few else 3 + 0.2 * len(alphabet)
+figure, axes = plt.subplots(figsize=(inches, inches), layout="constrained")
 display = ConfusionMatrixDisplay(mixed_up, display_labels=list(alphabet))
 display.plot(ax=axes, cmap="Oranges", include_values=few, colorbar=not few)
 axes.set(title=f"{mixed_up.sum():,} of {truth.size:,} characters taken for another")
@@ -233,40 +233,19 @@ else:
 # --------------------------
 # A recogniser is *calibrated* if of all readings with a confidence near 0.8 eight in ten are right.
 # Networks tend to be too sure of themselves: the training rewards a larger probability for the
-# truth even where all answers are right already. The expected calibration error puts the readings
-# into 15 bins of equal width and averages the gaps, weighted by the readings in each bin:
-#
-# .. math:: \text{ECE} = \sum_b \frac{n_b}{n} \left| \text{accuracy}_b - \text{confidence}_b \right|
-#
-# (Guo et al., 2017, arXiv 1706.04599.) Look at the counts below the diagram too: a good recogniser
-# has nearly all readings in the last bin, and a bin with three says little.
+# truth even where all answers are right already (Guo et al., 2017, arXiv 1706.04599). A good
+# recogniser has nearly all readings at the right end, so the other points come from a few images.
 
-bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # [n]
-used, bins, counts = np.unique(bins, return_inverse=True, return_counts=True)
-sure = np.bincount(bins, weights=confidence) / counts  # mean confidence of each bin used
-correct = np.bincount(bins, weights=right).astype(int)
-calibration_error = np.sum(counts * abs(correct / counts - sure)) / len(right)
-
-figure, axes = plt.subplot_mosaic(
-    "AC;BC", figsize=(11, 5), height_ratios=(3, 1), layout="constrained"
-)
-ranges = np.array([wilson(c, n) for c, n in zip(correct.tolist(), counts.tolist(), strict=True)])
-bars = abs(ranges.T - correct / counts)  # [2, bins]: below and above
-axes["A"].plot([0, 1], [0, 1], "--", color="grey")
-axes["A"].errorbar(sure, correct / counts, bars, fmt="o", capsize=3, color=BLUE)
-axes["A"].set(title=f"Calibration error {calibration_error:.4f}", xlim=(0, 1), ylabel="share right")
-axes["B"].bar((used + 0.5) / BINS, counts, 0.9 / BINS, color=BLUE, log=True)
-axes["B"].set(xlabel="confidence of the text", ylabel="readings", xlim=(0, 1), ylim=(0.5, None))
-axes["B"].yaxis.set_major_formatter("{x:,.0f}")
+figure, (left, side) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+CalibrationDisplay.from_predictions(right, confidence, n_bins=BINS, ax=left, color=BLUE)
+left.set(xlabel="confidence of the text", ylabel="share right")
 number = np.arange(1, len(right) + 1)  # of answers, given from the surest on
-refused = 1 - number / len(right)
 wrong = np.cumsum(~right[np.argsort(-confidence, kind="stable")]) / number
-axes["C"].plot(refused, wrong, color=ORANGE)
+side.plot(1 - number / len(right), wrong, color=ORANGE)
 if chosen:
-    axes["C"].plot(1 - chosen["share_read"], chosen["share_wrong"], "o", color=BLUE)
-axes["C"].set(title="Refusing answers below a confidence (dot: chosen)", xlabel="share refused")
-axes["C"].set(ylabel="share wrong of the answers given", ylim=(0, 1.2 * max(wrong[-1], 0.001)))
-axes["C"].set(xlim=(0, 1.2 * refused[wrong > 0].max(initial=0.01)))  # beyond, all are right
+    side.plot(1 - chosen["share_read"], chosen["share_wrong"], "o", color=BLUE)
+side.set(title="Refusing answers below a confidence (dot: chosen)", xlabel="share refused")
+side.set(ylabel="share wrong of the answers given")
 run.save_figure(figure, "calibration")
 
 # %%
@@ -286,7 +265,7 @@ figure.set_size_inches(10, -(-len(order) // 4) * (2.5 * size[1] / size[0] + 0.5)
 run.save_figure(figure, "mistakes")
 
 run.finish(
-    metrics | chosen | {"calibration_error": calibration_error},
+    metrics | chosen,
     data={"source": str(args.records), "stand_in": False, "test_images": len(right)},
     intervals=intervals,
 )

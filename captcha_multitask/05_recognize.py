@@ -25,9 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stdout
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +70,8 @@ def load(path: Path, size: tuple[int, int]) -> np.ndarray | str:
 # A batch at a time
 # -----------------
 # A hundred thousand images don't fit into memory, and reading them one at a time is slow. So they
-# are read in batches. Threads load them: Python's lock lets one thread run at a time, but Pillow
-# lets go of it while it decodes.
-#
-# Where the confidence is below ``--at-least``, ``text`` is None. ``guess`` has the likeliest text.
+# are read in batches. Where the confidence is below ``--at-least``, ``text`` is None. ``guess`` has
+# the likeliest text.
 
 Answer = dict[str, Any]  # with None for what there is not
 
@@ -86,26 +82,25 @@ def read_all(
     """The answers to all ``paths``, and the pixels of the first images, uint8 [n, h, w, 1]."""
     answers, first = [], []
     batches = [paths[i : i + BATCH_SIZE] for i in range(0, len(paths), BATCH_SIZE)]
-    with ThreadPoolExecutor() as pool:
-        for batch in track(batches, "Reading", console=Console(stderr=True)):
-            loaded = list(pool.map(load, batch, repeat(recogniser.size)))
-            images = np.array([pixels for pixels in loaded if not isinstance(pixels, str)])
-            first += [*images[: BATCH_SIZE - len(first)]]
-            probabilities = recogniser.probabilities(images)  # [n, length, characters]
-            texts, confidences = recogniser.texts(probabilities)
-            best = probabilities.max(axis=-1).tolist()  # of each character
-            read = zip(texts, confidences.tolist(), best, strict=True)
-            for path, pixels in zip(batch, loaded, strict=True):
-                error = pixels if isinstance(pixels, str) else None
-                guess, confidence, each = (None, None, None) if error else next(read)
-                text = guess if guess and confidence >= at_least else None
-                label = captchas.label_of(path)
-                if len(label) != recogniser.length or not set(label) <= set(recogniser.alphabet):
-                    label = None  # the name is no text of this recogniser's
-                correct = text == label if text and label else None
-                answer = {"file": str(path), "text": text, "guess": guess, "confidence": confidence}
-                answer |= {"probabilities": each, "label": label, "correct": correct}
-                answers.append(answer | {"error": error})
+    for batch in track(batches, "Reading", console=Console(stderr=True)):
+        loaded = [load(path, recogniser.size) for path in batch]
+        images = np.array([pixels for pixels in loaded if not isinstance(pixels, str)])
+        first += [*images[: BATCH_SIZE - len(first)]]
+        probabilities = recogniser.probabilities(images)  # [n, length, characters]
+        texts, confidences = recogniser.texts(probabilities)
+        best = probabilities.max(axis=-1).tolist()  # of each character
+        read = zip(texts, confidences.tolist(), best, strict=True)
+        for path, pixels in zip(batch, loaded, strict=True):
+            error = pixels if isinstance(pixels, str) else None
+            guess, confidence, each = (None, None, None) if error else next(read)
+            text = guess if guess and confidence >= at_least else None
+            label = captchas.label_of(path)
+            if len(label) != recogniser.length or not set(label) <= set(recogniser.alphabet):
+                label = None  # the name is no text of this recogniser's
+            correct = text == label if text and label else None
+            answer = {"file": str(path), "text": text, "guess": guess, "confidence": confidence}
+            answer |= {"probabilities": each, "label": label, "correct": correct}
+            answers.append(answer | {"error": error})
     return answers, np.array(first)
 
 
@@ -191,9 +186,8 @@ def main() -> None:
         raise SystemExit(str(error)) from None
 
     with redirect_stdout(sys.stderr) if args.json else nullcontext():
-        recogniser.probabilities(
-            np.zeros((1, *recogniser.size[::-1], 1), np.uint8)
-        )  # builds the graph
+        blank = np.zeros((1, *recogniser.size[::-1], 1), np.uint8)
+        recogniser.probabilities(blank)  # builds the graph, which takes a second
         started = time.perf_counter()
         answers, images = read_all(recogniser, paths, args.at_least)
         speed = len(paths) / (time.perf_counter() - started)

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,33 +103,6 @@ def place_in_cluster(strategy: str) -> tuple[int, int]:
     return number + chiefs * (kind == "worker"), chiefs + workers
 
 
-def exact_checkpoints(
-    folder: Path, model: Any, optimizer: Any, **state: Any
-) -> tf.train.CheckpointManager:
-    """A manager, with ``save()`` and ``restore_or_initialize()``, of what a training changes:
-    weights, dropout's seeds, the built optimizer, and what is named: variables, an iterator."""
-    seeds = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, seeds=seeds, **state)
-    return tf.train.CheckpointManager(checkpoint, folder, max_to_keep=1)
-
-
-@contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed, so that the step at hand can be
-    finished and saved first. A second Ctrl-C interrupts at once."""
-    pressed = []
-
-    def note(*_: Any) -> None:
-        pressed.append(True)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class ResumableRun(Run):
     """A run of a long training, with the flag ``--resume``. If it was stopped, the same command
     with the same ``--run-dir`` goes on (``resuming`` is True then), and so does ``--resume`` with
@@ -203,9 +176,13 @@ class Resumable:
         history: a row for each validation, ``{"step": …, "seconds": …, "loss": …}``.
     """
 
-    def __init__(self, run: ResumableRun, place: Place, model: Any, optimizer: Any) -> None:
+    def __init__(
+        self, run: ResumableRun, place: Place, model: Any, optimizer: Any, **more: Any
+    ) -> None:
         self.run, self.place, self.history = run, place, []
-        self._manager = exact_checkpoints(run.backup, model, optimizer)
+        seeds = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
+        state = tf.train.Checkpoint(model=model, optimizer=optimizer, seeds=seeds, **more)
+        self._manager = tf.train.CheckpointManager(state, run.backup, max_to_keep=1)
         path = self._manager.latest_checkpoint if run.resuming else None
         self.step = place.total(int(path.rpartition("-")[2]) if path else 0)  # the chief's
         if self.step:

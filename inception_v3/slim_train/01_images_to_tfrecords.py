@@ -32,13 +32,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from slim import convert
-from slim.records import FOLDER, KIND, PREFIX
+from slim.records import FEATURES, FOLDER, KIND, PREFIX
 
 from data import photos
 from data.images import label_fonts
 from data.photos import Photo
 from utils.run import CourseParser, Run, make_parser, positive_int, readable, written_whole
-from utils.tfrecord import DatasetError, load_split, read_info, write_dataset
+from utils.tfrecord import DatasetError, read_info, shards, write_dataset
 
 LABELS = "labels.txt"
 PER_CLASS = 6  # photos in the figure
@@ -140,22 +140,23 @@ def read_back(
 ) -> dict[str, list[np.ndarray]]:
     """The first few photos of each class, uint8 [h, w, 3], as they come out of the records.
     Raises DatasetError if the records in ``folder`` are not these photos."""
+    import tensorflow as tf
+
     from models.inception_v3 import decode
 
     first: dict[str, list[np.ndarray]] = {label: [] for label in classes}
+    spec = FEATURES | {"image/filename": tf.io.FixedLenFeature([], tf.string)}
     for split, items in splits.items():
         found = []
-        for batch in load_split(folder, split, batch_size=64):
-            names = [name.decode() for name in batch["image/filename"].numpy()]
-            labels = batch["image/class/label"].numpy()
-            for i, name in enumerate(names):
-                photo, label = items[min(len(found), len(items) - 1)], classes[labels[i]]
-                found.append((label, name))
-                if len(first[label]) < PER_CLASS:
-                    file = batch["image/encoded"][i]
-                    first[label].append(decode(file).numpy())
-                    if not resized and file.numpy() != photos.read(photo):
-                        raise DatasetError(f"the record of {photo.path} holds another file")
+        for record in tf.data.TFRecordDataset(shards(folder, split)[0]):
+            example = tf.io.parse_single_example(record, spec)
+            photo, label = items[len(found)], classes[example["image/class/label"]]
+            found.append((label, example["image/filename"].numpy().decode()))
+            if len(first[label]) < PER_CLASS:
+                file = example["image/encoded"]
+                first[label].append(decode(file).numpy())
+                if not resized and file.numpy() != photos.read(photo):
+                    raise DatasetError(f"the record of {photo.path} holds another file")
         if found != [(photo.label, convert.file_name(photo)) for photo in items]:
             raise DatasetError(f"the split {split!r} in {folder} holds other photos than the files")
     return first

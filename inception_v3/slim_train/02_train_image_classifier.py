@@ -23,7 +23,6 @@ with ``--resume`` goes on and ends with the same weights to the last bit.
 """
 
 import argparse
-import json
 import math
 import os
 import time
@@ -56,13 +55,13 @@ from utils.run import (
     quoted,
     readable,
     share,
-    write_json,
 )
 from utils.summary import write_graph
 from utils.tfrecord import DatasetError
-from utils.training import STRATEGIES, Place, ResumableRun, exact_checkpoints, interruption
+from utils.training import STRATEGIES, Place, Resumable, ResumableRun
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
+BUFFER = 1_000  # encoded photos that wait to be drawn from
 DECAYS = ("fixed", "exponential", "polynomial", "cosine")
 
 
@@ -228,29 +227,39 @@ def flags() -> CourseParser:
 # slim fed its networks by three objects, each with queues and threads of its own. Today a data
 # set is one expression (first then, behind the colon now).
 #
-# - ``DatasetDataProvider(dataset, num_readers, common_queue_capacity)``:
-#   ``load_split(…, seed, endless=True)`` in ``utils/tfrecord.py``.
-# - ``provider.get(["image", "label"])``: the tensors that ``map`` is called with.
+# - ``DatasetDataProvider(dataset, num_readers, common_queue_capacity)``: ``TFRecordDataset``
+#   and ``shuffle``.
+# - ``provider.get(["image", "label"])``: ``parse`` in ``slim/records.py``.
 # - ``preprocessing_factory.get_preprocessing(...)``: ``.map(…)`` of ``slim/preprocessing.py``.
 # - ``tf.train.batch(num_threads, capacity)``: ``.batch(32)`` before, ``num_parallel_calls``.
 # - ``slim.prefetch_queue.prefetch_queue``: ``.prefetch(2)``.
 #
-# ``enumerate`` gives each batch its number, and the number gives the dice their seed. So the
-# photos of batch 700 are distorted in the same way in a run that was resumed; a checkpoint has
-# to hold only the iterator.
+# The seed and the number of the step decide everything that is random. The order of the photos
+# depends on the seed and the epoch, their distortion on the seed and their number in the training.
+# So a training that was killed skips the batches it had, before anything is decoded, and sees what
+# it would have seen. Of several workers each decodes its share of a batch.
 
 
 def training_batches(
-    data: Records, batch_size: int, seed: int, place: Place, prepare: Callable
+    data: Records, batch_size: int, seed: int, place: Place, prepare: Callable, first_step: int = 0
 ) -> tf.data.Dataset:
-    """Endless batches of this worker: images float32 [b, size, size, 3] in [-1, 1], classes
-    int64 [b]. ``prepare`` makes of files, strings [b], and the batch's number the images."""
-    batches = data.batches("train", batch_size, seed).enumerate()
-    batches = batches.shard(place.workers, place.worker)
-    return batches.map(
-        lambda number, batch: (prepare(batch[0], number), batch[1]),
-        num_parallel_calls=os.cpu_count(),
-    ).prefetch(2)
+    """This worker's share of the batches from ``first_step`` on, without end: images float32
+    [b, size, size, 3] in [-1, 1], classes int64 [b]. ``batch_size`` is that of all workers
+    together. ``prepare`` makes of files, strings [b], and the number of the share the images."""
+    files, mine = data.files("train"), place.share(batch_size)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        names = tf.random.experimental.stateless_shuffle(files, [seed, number])
+        dice = tf.random.stateless_uniform([], [seed, number], maxval=2**62, dtype=tf.int64)
+        photos = tf.data.TFRecordDataset(names)
+        return photos.shuffle(BUFFER, dice, reshuffle_each_iteration=False)
+
+    def read(step: tf.Tensor, batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        photos, labels = records.parse(batch[mine])
+        return prepare(photos, step * place.workers + place.worker), labels
+
+    batches = tf.data.Dataset.range(10**9).flat_map(epoch).batch(batch_size).skip(first_step)
+    return batches.enumerate(first_step).map(read, num_parallel_calls=os.cpu_count()).prefetch(2)
 
 
 def validation_batches(data: Records, size: int) -> tf.data.Dataset:
@@ -263,16 +272,15 @@ class Feed:
     """The training batches of this worker, and the time spent waiting for them.
 
     Attributes:
-        iterator: a checkpoint holds it.
         waited: seconds since this was last set to 0.
     """
 
     def __init__(self, batches: tf.data.Dataset) -> None:
-        self.iterator, self.waited = iter(batches), 0.0
+        self._iterator, self.waited = iter(batches), 0.0
 
     def next(self) -> tuple[tf.Tensor, tf.Tensor]:
         started = time.perf_counter()
-        batch = next(self.iterator)
+        batch = next(self._iterator)
         self.waited += time.perf_counter() - started
         return batch
 
@@ -487,8 +495,6 @@ class Averages:
 # photos, dropout on, the weights themselves. Those of ``validation`` are of all validation photos,
 # undistorted, by the moving averages. Early on validation may well look better than training.
 
-HISTORY = "history.json"
-
 
 def evaluate(predict: Callable[[tf.Tensor], tf.Tensor], batches: Any) -> dict[str, float]:
     """Scores over all ``batches`` of images and classes: loss, accuracy, and top_5_accuracy where
@@ -614,9 +620,8 @@ class Training:
     """A training as ``run.args`` say. The best model is in the run folder, as ``model``.
 
     Attributes:
-        done: steps so far.
-        best_accuracy, best_loss: of the best model so far, on validation.
-        seconds: spent in the loop.
+        resumable: has the steps so far and the seconds; a checkpoint of it holds the weights, the
+            optimizer's averages, the moving averages of the weights and the step.
         history: what ``validate`` found, a row each time.
     """
 
@@ -625,36 +630,21 @@ class Training:
         self.run, self.data, self.args, self.weights = run, data, args, weights
         self.place, self.chief = place, place.worker == 0
         self.batch_size = args.batch_size * place.workers  # the flag's is that of each worker
-        if args.batch_size % (place.replicas // place.workers):
-            raise ValueError(
-                f"--batch-size {args.batch_size} can't be dealt to the replicas evenly"
-            )
+        place.share(self.batch_size)  # ValueError if the replicas can't share it equally
         self._plan_steps()
         if args.crop_area == 0:
             raise ValueError("--crop-area 0 leaves nothing of a photo")
         gentle = weights.path is not None
         self.crop_area = args.crop_area or (0.3 if gentle else 0.05)
         self.colour = args.colour or ("fast" if gentle else "full")
-        self.feed = Feed(self._batches())
         self.validation = validation_batches(data, args.image_size)
         self._build()
-        self.done = tf.Variable(0, dtype=tf.int64)
-        self.best_accuracy = tf.Variable(-1.0, dtype=tf.float64)
-        self.best_loss = tf.Variable(math.inf, dtype=tf.float64)
-        self.seconds = tf.Variable(0.0, dtype=tf.float64)
-        self.history: list[dict[str, Any]] = []
-        names = ("done", "best_accuracy", "best_loss", "seconds")
-        state = {name: getattr(self, name) for name in names}
-        state |= {"iterator": self.feed.iterator, "averages": self.averages.shadows}
-        folder = run.backup / f"worker_{place.worker}"
-        self.backup = exact_checkpoints(folder, self.net.whole, self.optimizer, **state)
-        if run.resuming and self.backup.restore_or_initialize():
-            if run.path(HISTORY).exists():
-                rows = json.loads(run.path(HISTORY).read_text(encoding="utf-8"))
-                self.history = [row for row in rows if row["step"] <= int(self.done)]
-            print(f"Going on after step {int(self.done):,} of {self.steps:,}")
+        more = {"averages": self.averages.shadows}
+        self.resumable = Resumable(run, place, self.net.whole, self.optimizer, **more)
+        self.history = self.resumable.history
+        self.feed = Feed(self._batches(self.resumable.step))
         self.report = Report(run, self.chief)
-        if self.chief and not int(self.done):
+        if self.chief and not self.resumable.step:
             write_graph(run.log_dir("graph"), self.predict.get_concrete_function())
 
     def _plan_steps(self) -> None:
@@ -675,14 +665,15 @@ class Training:
         if self.head_scopes in ([], self.scopes):
             self.head_steps = 0  # there is one stage only
 
-    def _batches(self) -> tf.data.Dataset:
+    def _batches(self, first_step: int) -> tf.data.Dataset:
         args = self.args
         distortions = (args.seed, args.image_size, self.crop_area, self.colour)
 
         def prepare(files: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
             return preprocessing.training_images(files, number, *distortions)
 
-        return training_batches(self.data, args.batch_size, args.seed, self.place, prepare)
+        common = (self.data, self.batch_size, args.seed, self.place)
+        return training_batches(*common, prepare, first_step)
 
     def _build(self) -> None:
         args, place = self.args, self.place
@@ -754,13 +745,11 @@ class Training:
             TextColumn("steps, loss {task.fields[loss]:.3f}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns) as progress, interruption() as interrupted:
-            bar = progress.add_task(
-                "", total=self.steps, completed=int(self.done), loss=np.nan, stage=""
-            )
-            stage, seen, begun = "", [], time.perf_counter()
-            started = begun
-            while (number := int(self.done)) < self.steps:
+        with Progress(*columns) as progress:
+            done = self.resumable.step
+            bar = progress.add_task("", total=self.steps, completed=done, loss=np.nan, stage="")
+            stage, seen, started = "", [], time.perf_counter()
+            for number in range(done, self.steps):
                 if self._stage(number) != stage:
                     stage = self._stage(number)
                     step = self._step_of(stage)
@@ -773,7 +762,7 @@ class Training:
                 seen.append({name: float(value) for name, value in values.items()})
                 if not math.isfinite(seen[-1]["main"]):
                     raise Diverged(f"at step {number + 1:,} the loss is no number any more")
-                self.done.assign(number := number + 1)
+                self.resumable.step = number = number + 1
                 progress.update(bar, advance=1, loss=seen[-1]["main"], stage=stage)
                 if number % self.args.log_every_n_steps == 0:
                     losses = {
@@ -781,31 +770,19 @@ class Training:
                         for name, value in seen[-1].items()
                     }
                     self.report.scalars("train", number, losses | {"learning_rate": rate})
-                due = number % self.validate_every == 0 or number == self.steps
-                stop = interrupted()
-                if due or stop:
-                    now = time.perf_counter()
-                    self.seconds.assign_add(now - begun)
-                    if due:
-                        line = self.validate(stage, seen, now - started)
-                        progress.console.print(line, soft_wrap=True, highlight=False)
-                        seen, self.feed.waited = [], 0.0
-                    self.back_up()
-                    begun, started = now, time.perf_counter()
-                if stop:
-                    raise KeyboardInterrupt
-
-    def back_up(self) -> None:
-        """Write a checkpoint; OSError if that fails, with the one before still whole."""
-        try:
-            self.backup.save()
-        except tf.errors.OpError as error:  # what a full disk raises is no OSError
-            raise OSError(f"can't write {self.run.backup}: {error.message}") from error
+                if number % self.validate_every == 0 or number == self.steps:
+                    line = self.validate(stage, seen, time.perf_counter() - started)
+                    progress.console.print(line, soft_wrap=True, highlight=False)
+                    self.resumable.save()
+                    seen, self.feed.waited, started = [], 0.0, time.perf_counter()
+                if self.resumable.stops(False):
+                    break
+        self.resumable.close()
 
     def validate(self, stage: str, seen: list[dict[str, float]], seconds: float) -> str:
         """Score the averaged weights, keep them if they are the best so far, and return a line to
         print. ``seen`` is what the steps since the last time gave, which took ``seconds``."""
-        step = int(self.done)
+        step = self.resumable.step
         means = {name: float(np.mean([row[name] for row in seen])) for name in seen[0]}
         speed = {
             "images_per_second": len(seen) * self.batch_size / seconds,
@@ -814,26 +791,21 @@ class Training:
         facts = {
             "step": step,
             "images": step * self.batch_size,
-            "seconds": float(self.seconds),
+            "seconds": round(self.resumable.seconds, 3),
             "stage": stage,
         }
         with self.averages.in_use():
             scores = evaluate(self.predict, self.validation)
-            better = (scores["accuracy"], -scores["loss"]) > (
-                float(self.best_accuracy),
-                -float(self.best_loss),
+            better = all(
+                (scores["accuracy"], -scores["loss"]) > (row["accuracy"], -row["loss"])
+                for row in self.history
             )
-            if better:
-                self.best_accuracy.assign(scores["accuracy"])
-                self.best_loss.assign(scores["loss"])
-                if self.chief:
-                    self.save(facts | {"validation": scores})
+            if better and self.chief:
+                self.save(facts | {"validation": scores})
         row = facts | {"train_loss": means["main"], "train_accuracy": means["accuracy"]}
-        self.history.append(row | speed | scores)
+        self.resumable.note(row | speed | scores)
         self.report.scalars("train", step, speed)
         self.report.scalars("validation", step, scores)
-        if self.chief:
-            write_json(self.run.path(HISTORY), self.history)
         return (
             f"step {step:,} ({stage}): {step * self.batch_size:,} photos seen, loss "
             f"{means['main']:.3f}, {means['accuracy']:.1%} right; validation: loss "
@@ -928,11 +900,6 @@ def main() -> None:
             f"Stopped: {error}. The steps were too large: try again with a smaller "
             "--learning-rate (or --head-learning-rate)."
         ) from None
-    except OSError as error:
-        raise SystemExit(
-            f"Stopped: {error}\nWhat was saved in {run.folder} before is whole. Once this is "
-            "mended, the same command with --run-dir and --resume goes on from there."
-        ) from None
     if training.chief:
         print(f"The best model, of step {trained.about['step']:,}: {readable(args.model)}")
         training.show_distortions()
@@ -948,11 +915,11 @@ def main() -> None:
     run.finish(
         {f"validation_{name}": scores[name] for name in names if name in scores},
         data=data.source,
-        train_seconds=round(float(training.seconds), 3),
+        train_seconds=round(training.resumable.seconds, 3),
         parameters=training.parameters,
         weights=weights.source,
-        steps=int(training.done),
-        images_seen=int(training.done) * training.batch_size,
+        steps=training.resumable.step,
+        images_seen=training.resumable.step * training.batch_size,
         history=training.history,
     )
 

@@ -6,13 +6,23 @@ from typing import Any
 import tensorflow as tf
 
 from data.photos import CACHE
-from utils.tfrecord import DatasetError, load_split, read_info
+from utils.tfrecord import DatasetError, read_info, shards
 
 FOLDER = CACHE / "slim"  # in data/
 KIND = "photos"
 PREFIX = "image_"  # of the splits' names: image_train_00000-of-00002.tfrecord
 SPLITS = ("train", "validation", "test")
 WRITE = "python inception_v3/slim_train/01_images_to_tfrecords.py"
+FEATURES = {
+    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+}
+
+
+def parse(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Records, strings [b], as files, JPEG or PNG, strings [b], and classes, int64 [b]."""
+    examples = tf.io.parse_example(records, FEATURES)
+    return examples["image/encoded"], examples["image/class/label"]
 
 
 class Records:
@@ -45,12 +55,11 @@ class Records:
             "stand_in": self.about["stand_in"],
         }
 
-    def batches(self, split: str, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
-        """Batches of a split: files, JPEG or PNG, strings [b], and classes, int64 [b]. One pass
-        in order; with a seed shuffled, pass after pass without end. Raises DatasetError."""
+    def files(self, split: str) -> list[str]:
+        """The names of a split's shards, checked. Raises DatasetError."""
+        return shards(self.folder, PREFIX + split)[0]
 
-        def pick(features: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-            return features["image/encoded"], features["image/class/label"]
-
-        options = {"buffer": 1000, "endless": True} if seed is not None else {}  # encoded photos
-        return load_split(self.folder, PREFIX + split, batch_size, pick, seed, **options)
+    def batches(self, split: str, batch_size: int) -> tf.data.Dataset:
+        """A split's photos once, in the order of writing: files, strings [b], and classes, int64
+        [b]. Raises DatasetError."""
+        return tf.data.TFRecordDataset(self.files(split)).batch(batch_size).map(parse).prefetch(2)

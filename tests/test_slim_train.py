@@ -619,6 +619,33 @@ def result_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
+def test_the_batches_follow_from_seed_and_step(script, data):
+    def batches(seed: int, first: int = 0, worker: int = 0, workers: int = 1) -> list[list[Any]]:
+        place = object.__new__(script.Place)
+        place.worker, place.workers, place.replicas = worker, workers, workers
+        some = script.training_batches(
+            script.Records(data), 8, seed, place, lambda files, n: (files, n), first
+        )
+        steps = some.take(9 - first).as_numpy_iterator()  # three epochs
+        return [[[*files], int(number), [*labels]] for (files, number), labels in steps]
+
+    whole = batches(1)
+    seen = [file for files, *_ in whole for file in files]
+    epochs = [seen[k : k + TRAIN] for k in range(0, 3 * TRAIN, TRAIN)]
+    assert len({*epochs[0]}) == TRAIN
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert len({tuple(epoch) for epoch in epochs}) == 3, "each in an order of its own"
+    assert [number for _, number, _ in whole] == [*range(9)]
+    for first in (1, 3, 8):
+        assert batches(1, first) == whole[first:]
+    assert batches(2)[0] != whole[0]
+    one, other = (batches(1, 2, worker, 2) for worker in (0, 1))
+    for wanted, mine, theirs in zip(whole[2:], one, other, strict=True):
+        assert [mine[0] + theirs[0], mine[2] + theirs[2]] == [wanted[0], wanted[2]]
+    assert [number for _, number, _ in one] == [*range(4, 18, 2)]
+    assert [number for _, number, _ in other] == [*range(5, 18, 2)]
+
+
 TUNING = (*FLAGS, "--head-epochs", 1, "--validate-every", 4)  # of 12 steps 6 are of the heads
 
 

@@ -150,7 +150,8 @@ def read_back(
         found = []
         for record in tf.data.TFRecordDataset(shards(folder, split)[0]):
             example = tf.io.parse_single_example(record, spec)
-            photo, label = items[len(found)], classes[example["image/class/label"]]
+            photo = items[min(len(found), len(items) - 1)]
+            label = classes[example["image/class/label"]]
             found.append((label, example["image/filename"].numpy().decode()))
             if len(first[label]) < PER_CLASS:
                 file = example["image/encoded"]

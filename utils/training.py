@@ -120,15 +120,15 @@ class ResumableRun(Run):
             parser.error(str(error))
         if workers > 1 and not self.args.run_dir:
             parser.error("several workers need one --run-dir, a folder that all of them see")
-        if worker:
-            self.backup = self.folder / "backup"
-            self.folder, self.resuming = self.folder / f"worker_{worker}", False
-            self.folder.mkdir(exist_ok=True)
-            return super()._begin(parser)
         names = self.arguments.keys() - {"run_dir", "show", "resume"}
         settings = {name: self.arguments[name] for name in sorted(names)}
         settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
         self.unfinished, folders = settings, [self.folder]
+        if worker:
+            self.backup, keep = self.folder / "backup", self._is_stopped(self.folder)
+            self.folder, self.resuming = self.folder / f"worker_{worker}", False
+            self.folder.mkdir(exist_ok=True)
+            return super()._begin(parser, keep)  # its best model so far, for one
         if self.args.resume and not self.args.run_dir:
             self.folder.rmdir()  # made for a new run
             folders = sorted(self.runs.glob("*/"), reverse=True)

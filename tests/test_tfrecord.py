@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.tfrecord import DatasetError, load_split, read_info, write_dataset
+from utils.tfrecord import DatasetError, read_info, shards, write_dataset
 
 # ---- made-up items, and two readers that owe nothing to utils/tfrecord.py ------------------
 
@@ -115,9 +115,16 @@ def example_by_hand(message: bytes) -> dict[str, list]:
     return result
 
 
-def numbers(dataset: Any) -> list[int]:
-    """All records of a pass through the data set of ``numbered`` items, in order."""
-    return [int(number) for batch in dataset for number in batch["number"]]
+def numbers(folder: Path) -> list[int]:
+    """What TensorFlow reads from the split ``train``, whose shards are checked first."""
+    import tensorflow as tf
+
+    names, count = shards(folder, "train")
+    spec = {"number": tf.io.FixedLenFeature([], tf.int64)}
+    records = tf.data.TFRecordDataset(names)
+    found = [int(tf.io.parse_single_example(r, spec)["number"]) for r in records]
+    assert len(found) == count
+    return found
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -189,12 +196,12 @@ def test_dataset_json_describes_the_data(tmp_path):
         "grid": {"dtype": "float32", "shape": [2, 3]},
         "names": {"dtype": "string", "shape": [2]},
     }
-    shards = {s: [shard["file"] for shard in shards] for s, shards in info["splits"].items()}
-    assert shards == {
+    found = {split: [s["file"] for s in some] for split, some in info["splits"].items()}
+    assert found == {
         "train": ["train_00000-of-00002.tfrecord", "train_00001-of-00002.tfrecord"],
         "one": ["one_00000-of-00001.tfrecord"],  # no empty shards
     }
-    assert sorted(files(tmp_path)) == sorted(["dataset.json", *shards["train"], *shards["one"]])
+    assert sorted(files(tmp_path)) == sorted(["dataset.json", *found["train"], *found["one"]])
 
 
 def test_more_workers_write_the_same_bytes(tmp_path):
@@ -205,12 +212,14 @@ def test_more_workers_write_the_same_bytes(tmp_path):
 
 
 def test_workers_share_the_items_and_need_no_tensorflow(tmp_path):
-    import tensorflow  # noqa: F401 (this process has it)
+    import tensorflow as tf  # this process has it
 
     write_dataset(tmp_path, {"train": range(100)}, about_the_worker, workers=2)
-    (batch,) = load_split(tmp_path, "train", 100)
-    assert not np.any(batch["tensorflow"])
-    processes = set(batch["process"].numpy().tolist())
+    spec = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("tensorflow", "process")}
+    (batch,) = tf.data.TFRecordDataset(shards(tmp_path, "train")[0]).batch(100)
+    found = tf.io.parse_example(batch, spec)
+    assert not np.any(found["tensorflow"])
+    processes = set(found["process"].numpy().tolist())
     assert os.getpid() not in processes
     assert len(processes) == 2
 
@@ -264,7 +273,7 @@ def test_rewriting_replaces_the_split_and_nothing_else(numbers_0_to_99):
     assert sorted(files(folder)) == sorted(
         [*foreign, "dataset.json", "train_00000-of-00001.tfrecord"]
     )
-    assert numbers(load_split(folder, "train", 10)) == list(range(7))
+    assert numbers(folder) == list(range(7))
 
 
 def test_a_rewriting_that_fails_leaves_the_old_data_set(numbers_0_to_99):
@@ -310,9 +319,9 @@ def test_broken_off_while_renaming_it_is_no_data_set(numbers_0_to_99, monkeypatc
         with pytest.raises(OSError, match="the disk has gone"):
             write_dataset(numbers_0_to_99, {"train": range(200, 300)}, numbered, shards=3)
     with pytest.raises(DatasetError, match=r"dataset\.json is missing: write the data set again"):
-        load_split(numbers_0_to_99, "train", 10)
+        shards(numbers_0_to_99, "train")
     write_dataset(numbers_0_to_99, {"train": range(4)}, numbered)
-    assert numbers(load_split(numbers_0_to_99, "train", 10)) == [0, 1, 2, 3]
+    assert numbers(numbers_0_to_99) == [0, 1, 2, 3]
 
 
 WRITER = """
@@ -389,7 +398,7 @@ def test_killed_or_interrupted_in_the_middle_the_old_data_set_stays(tmp_path, st
                 time.sleep(0.05)
         left = [path.name for path in folder.iterdir() if path.name.startswith(".writing-")]
         assert len(left) == (1 if how == signal.SIGKILL else 0)
-        assert numbers(load_split(folder, "train", 10)) == list(range(100))
+        assert numbers(folder) == list(range(100))
         write_dataset(folder, {"train": range(3)}, numbered, shards=1)
         assert sorted(files(folder)) == ["dataset.json", "train_00000-of-00001.tfrecord"]
 
@@ -423,7 +432,7 @@ def test_a_cut_shard_is_named(numbers_0_to_99, place):
     with pytest.raises(
         DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
     ):
-        load_split(numbers_0_to_99, "train", 10)
+        shards(numbers_0_to_99, "train")
 
 
 def test_any_altered_or_added_byte_of_a_shard_is_noticed(numbers_0_to_99):
@@ -436,18 +445,18 @@ def test_any_altered_or_added_byte_of_a_shard_is_noticed(numbers_0_to_99):
         with pytest.raises(
             DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
         ):
-            load_split(numbers_0_to_99, "train", 10)
+            shards(numbers_0_to_99, "train")
     path.write_bytes(content + b"\0")
     with pytest.raises(
         DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
     ):
-        load_split(numbers_0_to_99, "train", 10)
+        shards(numbers_0_to_99, "train")
 
 
 def test_a_missing_shard_is_named(numbers_0_to_99):
     (numbers_0_to_99 / SHARD).unlink()
     with pytest.raises(DatasetError, match=f"{SHARD} is missing: write the data set again"):
-        load_split(numbers_0_to_99, "train", 10)
+        shards(numbers_0_to_99, "train")
 
 
 def test_a_damaged_dataset_json_is_refused(numbers_0_to_99):
@@ -461,76 +470,13 @@ def test_a_damaged_dataset_json_is_refused(numbers_0_to_99):
 
 def test_a_folder_or_split_that_is_not_there(numbers_0_to_99, tmp_path):
     with pytest.raises(DatasetError, match=r"dataset\.json is missing: write the data set again"):
-        load_split(tmp_path / "nowhere", "train", 10)
+        shards(tmp_path / "nowhere", "train")
     with pytest.raises(DatasetError, match="has no split 'test', only train"):
-        load_split(numbers_0_to_99, "test", 10)
+        shards(numbers_0_to_99, "test")
 
 
-def test_a_shard_cut_while_it_is_in_use_is_no_shorter_epoch(numbers_0_to_99):
-    import tensorflow as tf
-
-    dataset = load_split(numbers_0_to_99, "train", 10, seed=1)
-    path = numbers_0_to_99 / SHARD
-    content = path.read_bytes()
-    path.write_bytes(content[: record_ends(content)[-2]])
-    with pytest.raises(tf.errors.OpError, match="expected to contain 100 elements but contained"):
-        numbers(dataset)
-
-
-# ---- the order of reading ------------------------------------------------------------------
-
-
-def test_without_a_seed_the_order_is_that_of_writing(numbers_0_to_99):
-    dataset = load_split(numbers_0_to_99, "train", 30)
-    assert [len(batch["number"]) for batch in dataset] == [30, 30, 30, 10]
-    assert len(dataset) == 4
-    assert numbers(dataset) == numbers(dataset) == list(range(100))
-    dropping = load_split(numbers_0_to_99, "train", 30, drop_remainder=True)
-    assert dropping.element_spec["number"].shape == (30,)
-    assert numbers(dropping) == list(range(90))
-
-
-@pytest.mark.parametrize(("shards", "buffer"), [(1, 10_000), (3, 7)])
-def test_each_shuffled_epoch_has_every_record_once_in_another_order(tmp_path, shards, buffer):
-    write_dataset(tmp_path, {"train": range(100)}, numbered, shards)
-    dataset = load_split(tmp_path, "train", 30, seed=1, buffer=buffer)
-    epochs = [numbers(dataset) for _ in range(4)]
-    assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in [*epochs, range(100)]}) == 5
-    again = load_split(tmp_path, "train", 30, seed=1, buffer=buffer)
-    assert [numbers(again) for _ in range(4)] == epochs
-    other = load_split(tmp_path, "train", 30, seed=2, buffer=buffer)
-    assert numbers(other) not in epochs
-
-
-def test_shuffling_reaches_across_the_shards(numbers_0_to_99):
-    dataset = load_split(numbers_0_to_99, "train", 100, seed=1)
-    places = np.array([np.argsort(numbers(dataset)) for _ in range(24)])  # of each number
-    # A number's places are uniform over 0 to 99 (standard deviation 28.9) and tell nothing of
-    # the number. A third has 800 of them, so their mean strays from 49.5 by 1.02.
-    for third in np.array_split(places, 3, axis=1):
-        assert abs(third.mean() - 49.5) < 5 * 1.02
-        assert 26 < third.std() < 32
-    correlation = np.corrcoef(places.ravel(), np.tile(np.arange(100), 24))[0, 1]
-    assert abs(correlation) < 5 / np.sqrt(2400)
-
-
-def test_repeated_it_goes_on_epoch_by_epoch(numbers_0_to_99):
-    endless = load_split(numbers_0_to_99, "train", 30, seed=3).repeat()
-    taken = numbers(endless.take(8))
-    assert sorted(taken[:100]) == sorted(taken[100:]) == list(range(100))
-    assert taken[:100] != taken[100:]
-
-
-def test_decode_gets_the_features_of_a_batch(tmp_path):
-    import tensorflow as tf
-
-    write_dataset(tmp_path, {"train": range(6)}, features_of)
-
-    def decode(features: dict[str, Any]) -> tuple[Any, Any]:
-        assert features["grid"].shape[1:] == (2, 3)
-        return tf.reduce_sum(features["grid"], axis=(1, 2)), features["label"] * 2
-
-    ((sums, labels),) = load_split(tmp_path, "train", 6, decode)
-    np.testing.assert_array_equal(sums, [15 + 6 * number for number in range(6)])
-    np.testing.assert_array_equal(labels, np.arange(6) * 2)
+def test_the_shards_come_in_the_order_of_writing(numbers_0_to_99):
+    names, count = shards(numbers_0_to_99, "train")
+    assert names == [str(numbers_0_to_99 / f"train_{i:05}-of-00003.tfrecord") for i in range(3)]
+    assert count == 100
+    assert numbers(numbers_0_to_99) == list(range(100))

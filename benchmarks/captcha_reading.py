@@ -6,10 +6,11 @@ read the same files, by turns, in one process, and first show that they give the
 
     python benchmarks/captcha_reading.py --rounds 5
 
-Three times: images stored as PNG files; stored as bare pixels, as the tutorials do it, for
+Three times: grey images stored as PNG files; stored as bare pixels, as the tutorials do it, for
 ``decode_raw``; and those pixels scaled to floats for each image, which the tutorials do in the
-pipeline and this course in the model. The other rows of tf.data say which option gives what:
-each adds one to the row above it. "Limit" rows do only a part of the work.
+pipeline and this course in the model. "03_train.py" is that script's
+``train_batches``, all but the moving of the images. The other rows of tf.data say which option
+gives what: each adds one to the row above it. "Limit" rows do only a part of the work.
 """
 
 import argparse
@@ -31,33 +32,35 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from data.captchas import Captchas, encode_text
+from data.captchas import Captchas, decode_pngs, encode_text, png_file
 from utils.run import positive_int
-from utils.tfrecord import load_split, read_info, write_dataset
+from utils.tfrecord import shards, write_dataset
 
 v1 = tf.compat.v1
 CAPTCHAS = Captchas()
-SHAPE = (CAPTCHAS.height, CAPTCHAS.width, 3)
-MIN_AFTER_DEQUEUE = 1_000  # decoded images that shuffle_batch keeps; load_split: 10,000 encoded
+SHAPE = (CAPTCHAS.height, CAPTCHAS.width, 1)
+MIN_AFTER_DEQUEUE = 1_000  # decoded images that shuffle_batch keeps
+BUFFER = 10_000  # encoded ones that tf.data keeps, as in 03_train.py
 WARM_UP = 10  # batches before the clock starts
 SPEC = {
     "image": tf.io.FixedLenFeature([], tf.string),
     "classes": tf.io.FixedLenFeature([CAPTCHAS.length], tf.int64),
 }
-Batches = Iterator[tuple[Any, Any]]  # images [n, height, width, 3], classes [n, length]
+Batches = Iterator[tuple[Any, Any]]  # images [n, height, width, 1], classes [n, length]
 
 
-def draw(index: int) -> tuple[list[int], bytes]:
-    text, png = CAPTCHAS.png(index)
-    return encode_text(text, CAPTCHAS.alphabet), png
+def draw(index: int) -> tuple[list[int], np.ndarray]:
+    """Classes and grey pixels, uint8 [height, width, 1]."""
+    text, image = CAPTCHAS.draw(index)
+    return encode_text(text, CAPTCHAS.alphabet), np.asarray(image.convert("L"))[..., np.newaxis]
 
 
-def as_png(item: tuple[list[int], bytes]) -> dict[str, Any]:
-    return {"image": item[1], "classes": item[0]}
+def as_png(item: tuple[list[int], np.ndarray]) -> dict[str, Any]:
+    return {"image": png_file(item[1]), "classes": item[0]}
 
 
-def as_pixels(item: tuple[list[int], bytes]) -> dict[str, Any]:
-    return {"image": tf.io.decode_png(item[1], channels=3).numpy().tobytes(), "classes": item[0]}
+def as_pixels(item: tuple[list[int], np.ndarray]) -> dict[str, Any]:
+    return {"image": item[1].tobytes(), "classes": item[0]}
 
 
 def write_files(folder: Path, images: int, workers: int) -> dict[str, Path]:
@@ -71,22 +74,21 @@ def write_files(folder: Path, images: int, workers: int) -> dict[str, Path]:
 
 
 def paths_of(folder: Path) -> list[str]:
-    return [str(folder / shard["file"]) for shard in read_info(folder)["splits"]["train"]]
+    return shards(folder, "train")[0]
 
 
 def pixels_of(encoded: Any, raw: bool) -> Any:
-    """The pixels, uint8 [height, width, 3], of one stored image."""
+    """The pixels, uint8 [height, width, 1], of one stored image."""
     if raw:
         return tf.reshape(tf.io.decode_raw(encoded, tf.uint8), SHAPE)
-    return tf.ensure_shape(tf.io.decode_png(encoded, channels=3), SHAPE)
+    return tf.ensure_shape(tf.io.decode_png(encoded, channels=1), SHAPE)
 
 
 def all_pixels_of(encoded: Any, raw: bool) -> Any:
-    """The same of a batch, [n] to [n, height, width, 3]."""
+    """The same of a batch, [n] to [n, height, width, 1]."""
     if raw:
         return tf.reshape(tf.io.decode_raw(encoded, tf.uint8), (-1, *SHAPE))
-    # A PNG file is decoded by itself in any case.
-    return tf.map_fn(lambda one: pixels_of(one, raw), encoded, fn_output_signature=tf.uint8)
+    return decode_pngs(encoded, *SHAPE[:2])
 
 
 def scaled(images: Any) -> Any:
@@ -129,18 +131,22 @@ def by_queue_runners(
                 coordinator.join(runners)
 
 
-def by_load_split(folder: Path, raw: bool, floats: bool, batch_size: int, once: bool) -> Batches:
-    """As ``captcha_multitask/03_train.py`` reads."""
-    dataset = load_split(
-        folder,
-        "train",
-        batch_size,
-        lambda features: (all_pixels_of(features["image"], raw), features["classes"]),
-        seed=1,
-    )
-    if floats:
-        dataset = dataset.map(lambda images, classes: (scaled(images), classes))
-    yield from dataset if once else dataset.repeat()
+def by_03_train(folder: Path, raw: bool, floats: bool, batch_size: int, once: bool) -> Batches:
+    """``train_batches`` of ``captcha_multitask/03_train.py``, which moves the images as well."""
+    train_files = paths_of(folder)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        files = tf.random.experimental.stateless_shuffle(train_files, [1, number])
+        records = tf.data.TFRecordDataset(files)
+        return records.shuffle(BUFFER, seed=number, reshuffle_each_iteration=False)
+
+    def read(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        examples = tf.io.parse_example(records, SPEC)
+        images = all_pixels_of(examples["image"], raw)
+        return scaled(images) if floats else images, examples["classes"]
+
+    epochs = tf.data.Dataset.range(1 if once else 10**9)
+    yield from epochs.flat_map(epoch).batch(batch_size).map(read, num_parallel_calls=2).prefetch(2)
 
 
 def by_tf_data(
@@ -156,7 +162,7 @@ def by_tf_data(
     """tf.data by hand. ``parallel``: maps on all cores; ``ahead``: prefetch; ``batch_first``:
     parse, decode and scale a whole batch in one call each."""
     calls = os.cpu_count() if parallel else None
-    dataset = tf.data.TFRecordDataset(paths_of(folder)).shuffle(10_000, 1)
+    dataset = tf.data.TFRecordDataset(paths_of(folder)).shuffle(BUFFER, 1)
     dataset = dataset if once else dataset.repeat()
 
     def one(record: Any) -> tuple[Any, Any]:
@@ -196,6 +202,7 @@ def decoding_alone(folder: Path, raw: bool, batch_size: int) -> Batches:
 
 
 QUEUE = "queue runner, num_threads=1"
+AS_03 = "tf.data, as 03_train.py"
 
 
 def pipelines(
@@ -212,7 +219,7 @@ def pipelines(
     return {
         QUEUE: lambda: by_queue_runners(*common, threads=1, once=once),
         "queue runner, num_threads=2": lambda: by_queue_runners(*common, threads=2, once=once),
-        "load_split, as 03_train.py": lambda: by_load_split(*common, once=once),
+        AS_03: lambda: by_03_train(*common, once=once),
     } | {name: lambda o=chosen: by_tf_data(*common, once=once, **o) for name, chosen in options}
 
 

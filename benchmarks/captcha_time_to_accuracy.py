@@ -3,12 +3,11 @@
 The five scripts of ``captcha_multitask/`` are run as a user runs them, one after the other, in a
 folder of their own: draw, write records, train; draw the test images with another seed, write
 their records, test. Printed are the seconds of each, the curve of the training (seconds since
-the beginning, images seen, whole captchas of the validation images read), and the result of the
-test.
+the beginning, steps, whole captchas of the validation images read), and the result of the test.
 
     python benchmarks/captcha_time_to_accuracy.py
-    python benchmarks/captcha_time_to_accuracy.py --net alexnet_v2 --count 60000 --epochs 4
-    python benchmarks/captcha_time_to_accuracy.py --warp both --test-warp legacy
+    python benchmarks/captcha_time_to_accuracy.py --net alexnet_v2 --count 60000 --steps 3600
+    python benchmarks/captcha_time_to_accuracy.py --style both --test-style legacy
 """
 
 import argparse
@@ -53,10 +52,10 @@ def main() -> None:
     )
     parser.add_argument("--net", default="compact", help="the network (default: %(default)s)")
     parser.add_argument("--count", type=int, default=60_000, help="images to train on and validate")
-    parser.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of the training (default: 03_train.py's)")
     parser.add_argument("--test-count", type=int, default=20_000, help="(default: %(default)s)")
-    parser.add_argument("--warp", default="modern", help="of the images to train on")
-    parser.add_argument("--test-warp", help="of the test images (default: as --warp)")
+    parser.add_argument("--style", default="modern", help="of the images to train on")
+    parser.add_argument("--test-style", help="of the test images (default: as --style)")
     parser.add_argument("--seed", type=int, default=1, help="the test images have this plus 1")
     parser.add_argument("--keep", type=Path, help="work in this new folder and leave it there")
     parser.add_argument("train", nargs="*", help="after --: more flags for 03_train.py")
@@ -74,14 +73,13 @@ def main() -> None:
 def measure(folder: Path, args: argparse.Namespace) -> None:
     steps: dict[str, float] = {}
     model, seed = folder / "model", ("--seed", args.seed)
-    for part, count, warp, number, shares in (
-        ("train", args.count, args.warp, args.seed, (min(0.05, 2_000 / args.count), 0)),
-        ("test", args.test_count, args.test_warp or args.warp, args.seed + 1, (0, 1)),
+    for part, count, style, number, shares in (
+        ("train", args.count, args.style, args.seed, (min(0.05, 2_000 / args.count), 0)),
+        ("test", args.test_count, args.test_style or args.style, args.seed + 1, (0, 1)),
     ):
         images, records = folder / f"{part}_images", folder / f"{part}_records"
-        drawing = ("--count", count, "--seed", number, "--warp", warp, "--out", images)
-        writing = ("--images", images, "--out", records)
-        writing += ("--validation-share", shares[0], "--test-share", shares[1])
+        drawing = ("--count", count, "--seed", number, "--style", style, "--out", images)
+        writing = ("--images", images, "--out", records, "--shares", *shares)
         steps[f"draw {count:,} images ({part})"] = run(
             "01_generate_images.py", *drawing, "--run-dir", folder / f"{part}_01"
         )
@@ -90,7 +88,8 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
         )
         if part == "train":
             before = sum(steps.values())
-            flags = ("--net", args.net, "--epochs", args.epochs, *seed, *args.train)
+            flags = ("--net", args.net, *seed, *args.train)
+            flags += ("--steps", args.steps) if args.steps else ()
             places = ("--records", records, "--model", model, "--run-dir", folder / "run_03")
             steps["train"] = run("03_train.py", *flags, *places)
     steps["test"] = run(
@@ -99,10 +98,10 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     training, test = result(folder / "run_03"), result(folder / "run_04")
 
     start = before + max(0.0, steps["train"] - training["train_seconds"])  # TensorFlow's, too
-    curve = Table("seconds", "images seen", "whole captchas, validation", title=args.net)
+    curve = Table("seconds", "steps", "whole captchas, validation", title=args.net)
     for row in training["history"]:
         whole = f"{row['whole_captcha_accuracy']:.2%}"
-        curve.add_row(f"{start + row['seconds']:.0f}", f"{row['images']:,}", whole)
+        curve.add_row(f"{start + row['seconds']:.0f}", f"{row['step']:,}", whole)
     times = Table("step", "seconds", title=f"{platform.machine()}, {os.cpu_count()} cores")
     for name, seconds in steps.items():
         times.add_row(name, f"{seconds:.0f}")
@@ -110,13 +109,11 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     console = Console()
     console.print(curve)
     console.print(times)
-    waiting = max(row["share_of_time_waiting"] for row in training["history"])
     low, high = test["intervals"]["whole_captcha_accuracy"]
     console.print(
-        f"Test on {test['images']:,} fresh images ({test['warp']['records']} warp): whole captchas "
+        f"Test on {test['data']['test_images']:,} fresh images ({style}): whole captchas "
         f"{test['metrics']['whole_captcha_accuracy']:.2%} ({low:.2%} to {high:.2%}), characters "
-        f"{test['metrics']['character_accuracy']:.3%}. Longest wait for images: {waiting:.2%} of "
-        f"the time. {training['parameters']:,} parameters.",
+        f"{test['metrics']['character_accuracy']:.3%}. {training['parameters']:,} parameters.",
         soft_wrap=True,
     )
 

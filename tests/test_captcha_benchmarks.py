@@ -1,14 +1,21 @@
-"""The captcha benchmarks: operations counted right, the same images from every pipeline."""
+"""The captcha benchmarks: operations counted right, the same images from every pipeline, and what
+the one that makes the headline figures states."""
 
+import csv
+import json
+import math
+import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import load_script
+from helpers import ROOT, load_script
 
 from data.captchas import Captchas, encode_text
 
@@ -76,16 +83,45 @@ def test_tensorflow_counts_the_same_for_a_convolution(throughput):
     assert counted == throughput.convolution_flops(2, 5, 6, 3, 4, 3)
 
 
-def test_steps_learn_and_waiting_is_part_of_the_time(throughput):
-    images = keras.Input((4, 4, 3), dtype="uint8")
+def test_a_step_learns(throughput):
+    images = keras.Input((4, 4, 1), dtype="uint8")
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
     logits = keras.layers.Reshape((2, 10))(keras.layers.Dense(20)(x))
     step = throughput.make_step(keras.Model(images, logits))
-    batch = tf.fill([8, 4, 4, 3], tf.constant(255, tf.uint8)), tf.fill([8, 2], 3)
-    first = float(step(*batch))
-    took, waited = throughput.fed(step, iter([batch] * 50), 50)
-    assert 0 < waited < took
-    assert float(step(*batch)) < first
+    batch = tf.fill([8, 4, 4, 1], tf.constant(255, tf.uint8)), tf.fill([8, 2], 3)
+    losses = [float(step(*batch)) for _ in range(20)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
+def test_waiting_is_the_time_until_a_batch_comes(throughput, monkeypatch):
+    clock = [100.0]
+
+    def batches():
+        while True:
+            clock[0] += 2  # it takes two seconds to make a batch
+            yield ()
+
+    def step():
+        clock[0] += 5
+
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert throughput.fed(step, batches(), 3) == (3 * (2 + 5), 3 * 2)
+
+
+def test_records_hold_what_the_network_takes(throughput):
+    records = [throughput.features(index) for index in range(3)]
+    example = tf.train.Example()
+    files = []
+    for record in records:
+        example.features.feature["image"].bytes_list.value[:] = [record["image"]]
+        example.features.feature["classes"].int64_list.value[:] = record["classes"]
+        files.append(example.SerializeToString())
+    images, classes = throughput.decode(tf.constant(files))
+    for index, (image, row) in enumerate(zip(images.numpy(), classes.numpy(), strict=True)):
+        text, drawn = Captchas().draw(index)
+        np.testing.assert_array_equal(image[..., 0], np.asarray(drawn.convert("L")))
+        assert "".join(map(str, row)) == text
 
 
 # ---- captcha_reading.py --------------------------------------------------------------------
@@ -102,7 +138,8 @@ def folders(reading, tmp_path_factory) -> dict[str, Path]:
 def test_every_pipeline_gives_the_same_images(reading, folders, kind, floats):
     captchas = Captchas()
     wanted: Counter = Counter()
-    for text, pixels in map(captchas.pixels, range(60)):  # as drawn, with no record between
+    for text, image in map(captchas.draw, range(60)):  # as drawn, with no record between
+        pixels = np.asarray(image.convert("L"))
         wanted[tuple(encode_text(text, captchas.alphabet)), int(pixels.sum(dtype=np.int64))] += 1
     starts = reading.pipelines(folders[kind], kind == "raw", floats, 25, once=True)
     assert len(starts) == 7
@@ -112,12 +149,12 @@ def test_every_pipeline_gives_the_same_images(reading, folders, kind, floats):
 
 def test_endless_pipelines_end_when_closed(reading, folders):
     starts = reading.pipelines(folders["raw"], True, True, 25, once=False)
-    for start in (starts[reading.QUEUE], starts["load_split, as 03_train.py"]):
+    for start in (starts[reading.QUEUE], starts[reading.AS_03]):
         batches = start()
         seen = 0
         while seen <= 2 * 60:
             images, classes = next(batches)
-            assert images.shape[1:] == (60, 160, 3)
+            assert images.shape[1:] == (60, 160, 1)
             assert images.dtype == np.float32
             assert classes.shape == (len(images), 4)
             seen += len(images)
@@ -133,3 +170,48 @@ def test_help(name, request, monkeypatch, capsys):
         request.getfixturevalue(name).main()
     assert stopped.value.code == 0
     assert "--rounds" in capsys.readouterr().out
+
+
+# ---- captcha_time_to_accuracy.py -----------------------------------------------------------
+
+
+def test_the_accuracy_stated_is_that_of_04(tmp_path):
+    """The readings that 04_test.py left are counted again, the interval is Wilson's."""
+    counts = ("--count", "200", "--test-count", "60", "--steps", "2", "--test-style", "legacy")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "benchmarks/captcha_time_to_accuracy.py",
+            "--keep",
+            tmp_path / "in",
+            *counts,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with (tmp_path / "in" / "run_04" / "predictions.csv").open(encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    assert len(rows) == 60
+    right = [row["truth"] == row["prediction"] for row in rows]
+    pairs = [p for row in rows for p in zip(row["truth"], row["prediction"], strict=True)]
+    share, n, z = sum(right) / 60, 60, 1.959964
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    stated = re.search(
+        r"Test on 60 fresh images \(legacy\): whole captchas (\S+)% \((\S+)% to (\S+)%\), "
+        r"characters (\S+)%\.",
+        done.stdout,
+    )
+    assert stated, done.stdout
+    characters = sum(truth == read for truth, read in pairs) / len(pairs)
+    wanted = [share, max(0, middle - half), middle + half, characters]
+    assert [float(x) / 100 for x in stated.groups()] == pytest.approx(wanted, abs=6e-5)
+    result = json.loads((tmp_path / "in" / "run_04" / "result.json").read_text("utf-8"))
+    low, high = result["intervals"]["whole_captcha_accuracy"]
+    accuracy = result["metrics"]["whole_captcha_accuracy"]
+    assert f"{accuracy:.2%} ({low:.2%} to {high:.2%})" in done.stdout
+    assert 0 < characters < 1, "else nothing would be compared"

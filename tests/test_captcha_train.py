@@ -28,7 +28,7 @@ from helpers import ROOT, Lesson, run_lesson
 from data.captchas import ALPHABETS, Captchas, encode_text, png_file
 from models import captcha
 from utils import training
-from utils.tfrecord import shards, write_dataset
+from utils.tfrecord import read_info, shards, write_dataset
 
 SCRIPT = "captcha_multitask/03_train.py"
 DIGITS = ALPHABETS["digits"]
@@ -47,15 +47,16 @@ def tiny(
     synchronized: bool = False,
 ) -> list[keras.KerasTensor]:
     """A network with all that has a state, trained in an instant."""
-    x = keras.layers.Conv2D(8, 5, 4, name="conv")(images)
+    x = keras.layers.Conv2D(8, 5, 4, use_bias=False, name="conv")(images)
     x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized, name="norm")(x)
     x = keras.layers.Flatten()(keras.layers.ReLU()(x))
     x = keras.layers.Dropout(dropout)(x)
-    return [keras.layers.Dense(classes, name=f"head_{i}")(x) for i in range(positions)]
+    far = {"bias_initializer": keras.initializers.RandomNormal(stddev=2.0)}  # so the loss falls
+    return [keras.layers.Dense(classes, name=f"head_{i}", **far)(x) for i in range(positions)]
 
 
 def small_compact(dropout: float) -> Any:
-    net = nets_factory.Net(partial(tiny, dropout=dropout), lambda positions: (20, 48), BATCH, 3e-4)
+    net = nets_factory.Net(partial(tiny, dropout=dropout), lambda positions: (20, 48), BATCH, 3e-3)
     return mock.patch.dict(nets_factory.NETS, compact=net)
 
 
@@ -92,7 +93,7 @@ def train(records: Path, folder: Path, *more: str | Path, dropout: float = 0.2) 
 def state_of(variables: dict[str, Any]) -> dict[str, np.ndarray]:
     """All that changes: weights, moving averages, dropout's seed, Adam's averages."""
     found = [*variables["network"].variables, *variables["optimizer"].variables]
-    return {f"{i} {v.path}": v.numpy() for i, v in enumerate(found)}
+    return {f"{i} {v.path}": v.value.numpy() for i, v in enumerate(found)}
 
 
 def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -352,11 +353,12 @@ def strike_at(moment: str, strike: Callable[[], None]) -> None:
     ``"done"``, when it is ``"noted"`` and the model is about to be saved, while ``"saving"``, the
     history being written and the checkpoint not, or when it is ``"saved"``."""
     kind, number = moment.split()
-    number, manager = int(number), tf.train.CheckpointManager
+    number, struck, manager = int(number), [], tf.train.CheckpointManager
     stops, note, save = training.Resumable.stops, training.Resumable.note, manager.save
 
     def at(kind_now: str, step: int) -> None:
-        if (kind_now, step) == (kind, number):
+        if (kind_now, step) == (kind, number) and not struck:
+            struck.append(True)
             strike()
 
     def stops_(self: Any, wish: bool) -> bool:
@@ -714,12 +716,12 @@ def test_damaged_records_are_named(records, tmp_path, capsys, split, damage):
 def test_records_and_models_that_do_not_fit(whole, records, tmp_path, capsys):
     said = refused(capsys, tmp_path / "nowhere", tmp_path)
     assert "dataset.json is missing" in said
-    assert "02_images_to_tfrecords.py" in said
     folder = tmp_path / "numbers"
     write_dataset(folder, {"train": [1], "validation": [2]}, lambda i: {"number": i})
     assert "holds no captchas" in refused(capsys, folder, tmp_path)
     folder = tmp_path / "no_validation"
-    write_dataset(folder, {"train": [1]}, lambda i: {"number": i})
+    about = read_info(records)["about"]
+    write_dataset(folder, {"train": [1]}, lambda i: {"number": i}, about=about)
     assert "no split 'validation'" in refused(capsys, folder, tmp_path)
     assert "holds no model" in refused(capsys, records, tmp_path, "--init", tmp_path / "numbers")
     model = shutil.copytree(whole[0].folder / "model", tmp_path / "model")

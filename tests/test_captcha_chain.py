@@ -90,7 +90,7 @@ def test_tensorboard_gets_what_the_screen_shows(chain):
     assert trained.figures == ["curves", "misread"]
 
 
-def test_the_misread_figure_and_counts_are_of_all_validation_images(chain):
+def test_the_validation_accuracy_is_a_count_over_all_validation_images(chain):
     trained, written = chain["03_train"], chain["02_images_to_tfrecords"]
     share = trained.metrics["validation_whole_captcha_accuracy"]
     count = written.metrics["validation_images"]

@@ -1,17 +1,29 @@
-"""utils/training.py: the learning rate, and who trains where."""
+"""utils/training.py: the learning rate, trainings that go on after a stop, and who trains where."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils.training import Place, warm_up_cosine
+from utils.run import make_parser
+from utils.training import (
+    STRATEGIES,
+    Place,
+    Resumable,
+    ResumableRun,
+    place_in_cluster,
+    warm_up_cosine,
+)
 
 # ---- the schedule --------------------------------------------------------------------------
 
@@ -33,7 +45,161 @@ def test_the_rate_rises_evenly_and_falls_along_half_a_cosine(warm_up, start):
         assert max(rates) <= peak * (1 + 1e-6)
 
 
+# ---- a training that goes on after a stop --------------------------------------------------
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Whatever a test does with Ctrl-C, the next test finds it as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def resumable(folder: Path, resuming: bool) -> Resumable:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(model.trainable_variables)
+    run = SimpleNamespace(backup=folder / "backup", resuming=resuming)
+    training = Resumable(run, Place("none"), model, optimizer)
+    training.model, training.optimizer = model, optimizer
+    return training
+
+
+def steps(training: Resumable, count: int) -> None:
+    for _ in range(count):
+        variables = training.model.trainable_variables
+        gradients = [tf.ones(v.shape) * (training.step + 1) for v in variables]
+        training.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        training.step += 1
+
+
+def everything(training: Resumable) -> list[np.ndarray]:
+    return [v.value.numpy() for v in (*training.model.variables, *training.optimizer.variables)]
+
+
+def test_a_training_goes_on_from_its_last_save(tmp_path, heard, capsys):
+    first = resumable(tmp_path, False)
+    assert (first.step, first.history, first.waited) == (0, [], 0)
+    losses = [3.0, 1.0, 2.0, 1.0]
+    assert [(steps(first, 2), first.note({"loss": loss}))[1] for loss in losses] == [
+        *(True, True, False, False)  # an equal loss is no smaller one
+    ]
+    assert (first.best["step"], first.waited) == (4, 2)
+    first.save()
+    wanted = everything(first)
+    steps(first, 2)
+    first.note({"loss": 0.5})
+    rows = first.history[:4]
+
+    second = resumable(tmp_path, True)
+    assert second.step == 8
+    assert second.history == rows
+    assert second.seconds >= rows[-1]["seconds"]
+    for mine, theirs in zip(everything(second), wanted, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    steps(second, 2)
+    for mine, theirs in zip(everything(second), everything(first), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert resumable(tmp_path, False).step == 0, "a run that is not resumed begins anew"
+
+
+@pytest.mark.parametrize("name", ["ckpt-2.index", "ckpt-2.data-00000-of-00001"])
+def test_a_damaged_checkpoint_is_named(tmp_path, heard, name):
+    first = resumable(tmp_path, False)
+    steps(first, 2)
+    first.save()
+    path = tmp_path / "backup" / name
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(OSError, match=r"can't read the checkpoint .*ckpt-2"):
+        resumable(tmp_path, True)
+
+
+def test_ctrl_c_saves_when_the_loop_has_ended(tmp_path, heard):
+    training = resumable(tmp_path, False)
+    steps(training, 3)
+    assert not training.stops(False)
+    assert training.stops(True)
+    signal.raise_signal(signal.SIGINT)
+    assert training.stops(False)
+    with pytest.raises(KeyboardInterrupt):
+        training.close()
+    assert resumable(tmp_path, True).step == 3
+
+
+def test_a_second_ctrl_c_interrupts_at_once(tmp_path, heard):
+    before = signal.getsignal(signal.SIGINT)
+    training = resumable(tmp_path, False)
+    training.close()
+    assert signal.getsignal(signal.SIGINT) is before
+    resumable(tmp_path, False)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
 # ---- where a training runs -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("workers", "replicas", "batch", "shares"),
+    [(1, 1, 5, [(0, 5)]), (2, 2, 6, [(0, 3), (3, 6)]), (2, 4, 8, [(0, 4), (4, 8)])],
+)
+def test_the_workers_shares_are_the_batch(workers, replicas, batch, shares):
+    for worker, (begin, end) in enumerate(shares):
+        place = object.__new__(Place)
+        place.worker, place.workers, place.replicas = worker, workers, replicas
+        assert place.share(batch) == slice(begin, end)
+
+
+@pytest.mark.parametrize(("replicas", "batch", "instead"), [(3, 64, 63), (4, 6, 4), (4, 3, 4)])
+def test_a_batch_that_replicas_can_not_share_is_a_sentence(monkeypatch, replicas, batch, instead):
+    several = SimpleNamespace(num_replicas_in_sync=replicas)
+    monkeypatch.setitem(STRATEGIES, "mirrored", lambda: several)
+    with pytest.raises(ValueError, match=f"batch of {batch} equally: take {instead}$"):
+        Place("mirrored").share(batch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "place"),
+    [("chief", 0, (0, 3)), ("worker", 0, (1, 3)), ("worker", 1, (2, 3))],
+)
+def test_a_chief_comes_before_the_workers(monkeypatch, kind, index, place):
+    cluster = {"chief": ["one:1"], "worker": ["two:1", "three:1"]}
+    config = {"cluster": cluster, "task": {"type": kind, "index": index}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert place_in_cluster("multi-worker") == place
+    assert place_in_cluster("mirrored") == (0, 1), "TF_CONFIG is for several workers alone"
+
+
+def test_a_worker_that_goes_on_keeps_its_files_and_begins_anew_without_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    cluster = {"worker": ["one:1", "two:1"]}
+
+    def run(worker: int, *flags: str) -> ResumableRun:
+        config = {"cluster": cluster, "task": {"type": "worker", "index": worker}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+        folder = ("--run-dir", str(tmp_path / "run"), "--strategy", "multi-worker")
+        monkeypatch.setattr(sys, "argv", ["train.py", *folder, *flags])
+        parser = make_parser("")
+        parser.add_argument("--strategy")
+        parser.add_argument("--resume", action="store_true")
+        return ResumableRun(parser, tmp_path / "train.py")
+
+    chief, worker = run(0), run(1)
+    assert worker.folder == chief.folder / "worker_1"
+    assert worker.backup == chief.backup == tmp_path / "run" / "backup"
+    best = worker.path("model.keras")
+    best.write_bytes(b"the best so far")
+    chief.backup.mkdir()  # and now they are killed
+    chief, worker = run(0), run(1)
+    assert (chief.resuming, worker.resuming) == (True, False), "the chief tells the others"
+    assert worker.path("model.keras") == best
+    assert best.read_bytes() == b"the best so far"
+    chief, worker = run(0, "--seed", "2"), run(1, "--seed", "2")
+    assert not chief.resuming
+    assert not best.exists()
 
 
 def test_alone_a_batch_is_dealt_whole():
@@ -58,7 +224,9 @@ TWO = {"worker": ["localhost:29871", "localhost:29872"]}
         json.dumps({"cluster": TWO, "task": {"type": "worker"}}),
         json.dumps({"cluster": TWO, "task": {"type": "worker", "index": 2}}),
         json.dumps({"cluster": TWO, "task": {"type": "worker", "index": "one"}}),
+        json.dumps({"cluster": TWO, "task": {"type": "worker", "index": -1}}),
         json.dumps({"cluster": TWO, "task": {"type": "evaluator", "index": 0}}),
+        json.dumps({"cluster": TWO, "task": {"type": "chief", "index": 0}}),
         json.dumps({"cluster": 5, "task": {"type": "worker", "index": 0}}),
     ],
 )

@@ -117,38 +117,3 @@ def shards(folder: Path, split: str) -> tuple[list[str], int]:
             fault = "cut short or altered" if path.is_file() else "missing"
             raise DatasetError(f"{path} is {fault}: write the data set again")
     return [str(folder / s["file"]) for s in shards], sum(s["records"] for s in shards)
-
-
-def load_split(
-    folder: Path,
-    split: str,
-    batch_size: int,
-    decode: Callable[[dict[str, Any]], Any] = dict,
-    seed: int | None = None,
-    buffer: int = 10_000,
-    drop_remainder: bool = False,
-    endless: bool = False,
-) -> Any:
-    """Check a split's shards and return a ``tf.data.Dataset`` of batches, one epoch long, in the
-    order of writing; with a ``seed`` shuffled anew each epoch, from ``buffer`` encoded records.
-    ``decode`` makes of a batch of features (name to tensor [b, …]) what a model takes. ``endless``:
-    epoch after epoch, as a checkpoint can restore it; ``repeat()`` is not. Raises DatasetError."""
-    import tensorflow as tf
-
-    info = read_info(folder)
-    files, count = shards(folder, split)
-    records = tf.data.TFRecordDataset(files)
-    if seed is not None:
-        # Shuffled by NumPy: of two shuffles of tf.data in a row a checkpoint restores one wrongly.
-        order = np.random.default_rng(seed).permutation(files)
-        names = tf.data.Dataset.from_tensor_slices(order)
-        records = names.interleave(tf.data.TFRecordDataset, cycle_length=16, block_length=16)
-        records = records.shuffle(buffer, seed)
-    records = records.apply(tf.data.experimental.assert_cardinality(count))
-    records = records.repeat(None if endless else 1)  # ahead of all that runs ahead of the reader
-    spec = {n: tf.io.FixedLenFeature(f["shape"], f["dtype"]) for n, f in info["features"].items()}
-    batches = records.batch(batch_size, drop_remainder=drop_remainder)  # parsed at one go: faster
-    examples = batches.map(lambda r: decode(tf.io.parse_example(r, spec)), tf.data.AUTOTUNE)
-    options = tf.data.Options()
-    options.autotune.enabled = False  # on a CPU it may idle for seconds at an epoch's end
-    return examples.prefetch(2).with_options(options)

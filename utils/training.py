@@ -1,5 +1,5 @@
 """What trainings share beside their lesson: the schedule of the learning rate, the devices they
-run on, exact backups, and going on after a stop."""
+run on, and going on after a stop."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from utils.run import LIST, CourseParser, Run, checkpoints, quoted, readable, write_json
+from utils.run import LIST, CourseParser, Run, checkpoints, quoted, readable
 
 
 def warm_up_cosine(
@@ -85,21 +85,18 @@ def place_in_cluster(strategy: str) -> tuple[int, int]:
     a ``strategy`` of one process. Raises ValueError, with a sentence."""
     if strategy != "multi-worker":
         return 0, 1
-    if "TF_CONFIG" not in os.environ:
-        raise ValueError(
-            'multi-worker needs TF_CONFIG in each worker\'s environment, such as {"cluster": '
-            '{"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
-        )
     try:
         config = json.loads(os.environ["TF_CONFIG"])
         chiefs, workers = (len(config["cluster"].get(kind, ())) for kind in ("chief", "worker"))
         kind, number = config["task"]["type"], int(config["task"]["index"])
+        if not 0 <= number < {"chief": chiefs, "worker": workers}[kind]:
+            raise ValueError(f"there is no task {kind} {number}")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"TF_CONFIG can't be used: {error!r}") from error
-    if kind not in ("chief", "worker") or not 0 <= number < (
-        chiefs if kind == "chief" else workers
-    ):
-        raise ValueError(f"TF_CONFIG can't be used: it has no task {kind} {number}")
+        raise ValueError(
+            f"TF_CONFIG can't be used ({error!r}): each worker needs TF_CONFIG, such as "
+            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+            '"task": {"type": "worker", "index": 0}}'
+        ) from error
     return number + chiefs * (kind == "worker"), chiefs + workers
 
 
@@ -120,10 +117,10 @@ class ResumableRun(Run):
             parser.error(str(error))
         if workers > 1 and not self.args.run_dir:
             parser.error("several workers need one --run-dir, a folder that all of them see")
-        names = self.arguments.keys() - {"run_dir", "show", "resume"}
-        settings = {name: self.arguments[name] for name in sorted(names)}
-        settings |= {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
-        self.unfinished, folders = settings, [self.folder]
+        settings = {"script": self.script, "COURSE_DATA": os.environ.get("COURSE_DATA")}
+        self.unfinished, folders = self.arguments | settings, [self.folder]
+        for name in ("run_dir", "show", "resume"):
+            del self.unfinished[name]
         if worker:
             self.backup, keep = self.folder / "backup", self._is_stopped(self.folder)
             self.folder, self.resuming = self.folder / f"worker_{worker}", False
@@ -132,12 +129,11 @@ class ResumableRun(Run):
         if self.args.resume and not self.args.run_dir:
             self.folder.rmdir()  # made for a new run
             folders = sorted(self.runs.glob("*/"), reverse=True)
-        stopped = next(filter(self._is_stopped, folders), None)
-        if self.args.resume and stopped is None:
+        self.folder = next(filter(self._is_stopped, folders), self.folder)
+        self.resuming = self._is_stopped(self.folder)
+        if self.args.resume and not self.resuming:
             where = readable(self.args.run_dir or self.runs)
             parser.error(f"--resume: no run with these settings was stopped in {where}")
-        self.resuming = stopped is not None
-        self.folder = stopped or self.folder
         super()._begin(parser, keep=self.resuming)
         self.backup = self.path("backup")
         self.stopped = f"Stopped. To go on: the same command with --run-dir {quoted(self.folder)}"
@@ -159,17 +155,14 @@ class ResumableRun(Run):
         ours = {self.backup} & self._own  # a worker's are the chief's
         self._own -= ours
         super().finish(*results, **more)
-        self._remove({*ours, *(folder / HISTORY for folder in ours)}.union(*map(checkpoints, ours)))
-
-
-HISTORY = "history.json"  # beside the checkpoints
+        self._remove(ours.union(*map(checkpoints, ours)))
 
 
 class Resumable:
     """A training that can be killed at any moment and goes on from its last checkpoint, which holds
-    the weights (dropout's counters too), the optimizer and the step. All else must follow from the
-    seed and the step. The chief writes, all workers read. Ctrl-C is noted for ``stops``; a second
-    one interrupts at once.
+    the weights (dropout's counters too), the optimizer, the step, the history and what is named as
+    ``more``. All else must follow from the seed and the step. The chief writes, all workers read.
+    Ctrl-C is noted for ``stops``; a second one interrupts at once.
 
     Attributes:
         step: optimizer steps so far.
@@ -179,27 +172,26 @@ class Resumable:
     def __init__(
         self, run: ResumableRun, place: Place, model: Any, optimizer: Any, **more: Any
     ) -> None:
-        self.run, self.place, self.history = run, place, []
+        self.place, self.history, self._pressed = place, [], False
+        self._backup, self._rows = run.backup, tf.Variable("")  # the history as JSON
         seeds = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
-        state = tf.train.Checkpoint(model=model, optimizer=optimizer, seeds=seeds, **more)
-        self._manager = tf.train.CheckpointManager(state, run.backup, max_to_keep=1)
+        more |= {"model": model, "optimizer": optimizer, "seeds": seeds, "history": self._rows}
+        self._manager = tf.train.CheckpointManager(tf.train.Checkpoint(**more), run.backup, 1)
         path = self._manager.latest_checkpoint if run.resuming else None
         self.step = place.total(int(path.rpartition("-")[2]) if path else 0)  # the chief's
         if self.step:
             path = run.backup / f"ckpt-{self.step}"
             try:
                 self._manager.checkpoint.read(str(path)).assert_existing_objects_matched()
-                rows = json.loads((run.backup / HISTORY).read_text(encoding="utf-8"))
-            except (OSError, ValueError, tf.errors.OpError) as error:
+            except (OSError, ValueError, LookupError, AssertionError, tf.errors.OpError) as error:
                 raise OSError(f"can't read the checkpoint {path}: {error}") from error
-            self.history = [row for row in rows if row["step"] <= self.step]
+            self.history = json.loads(self._rows.numpy())
             print(f"Going on after step {self.step:,}")
-        self._pressed: list[bool] = []
         self._before = signal.signal(signal.SIGINT, self._press)
         self._started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0)
 
     def _press(self, *_: Any) -> None:
-        self._pressed.append(True)
+        self._pressed = True
         signal.signal(signal.SIGINT, self._before)
 
     @property
@@ -226,15 +218,15 @@ class Resumable:
     def save(self) -> None:
         """Write a checkpoint; OSError if that fails, with the one before still whole."""
         if self.place.worker == 0:
-            write_json(self.run.backup / HISTORY, self.history)
+            self._rows.assign(json.dumps(self.history))
             try:
                 self._manager.save(checkpoint_number=self.step)
             except tf.errors.OpError as error:  # what a full disk raises is no OSError
-                raise OSError(f"can't write {self.run.backup}: {error.message}") from error
+                raise OSError(f"can't write {self._backup}: {error.message}") from error
 
     def stops(self, wish: bool) -> bool:
         """Whether any worker wishes to stop or was interrupted by Ctrl-C."""
-        return self.place.total(int(wish or len(self._pressed) > 0)) > 0
+        return self.place.total(int(wish or self._pressed)) > 0
 
     def close(self) -> None:
         """After the loop: Ctrl-C interrupts at once again. If it was pressed, in any worker, save a

@@ -303,8 +303,9 @@ spec = tf.TensorSpec([None, height, width, 1], tf.uint8)
 write_graph(run.log_dir("graph"), predict.get_concrete_function(spec))
 probabilities = keras.Model(network.input, keras.layers.Softmax()(network.output))
 losses = []
+left = steps - training.step if training.waited < PATIENCE else 0
 
-for images, classes in train_batches(training.step).take(steps - training.step):
+for images, classes in train_batches(training.step).take(left):
     losses.append(float(train_step(*place.deal(images, classes))))
     training.step += 1
     if training.step % validate_every == 0 or training.step == steps:

@@ -24,8 +24,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from utils.run import quoted, write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTER = ROOT / "captcha_multitask"
+RESULTS = ROOT / "docs" / "results" / "captcha_multitask"
 
 
 def run(script: str, *flags: object) -> float:
@@ -57,6 +60,8 @@ def main() -> None:
     parser.add_argument("--style", default="modern", help="of the images to train on")
     parser.add_argument("--test-style", help="of the test images (default: as --style)")
     parser.add_argument("--seed", type=int, default=1, help="the test images have this plus 1")
+    parser.add_argument("--alphabet", default="digits", help="as in 01 (default: %(default)s)")
+    parser.add_argument("--record", metavar="NAME", help="keep the figures in docs/results")
     parser.add_argument("--keep", type=Path, help="work in this new folder and leave it there")
     parser.add_argument("train", nargs="*", help="after --: more flags for 03_train.py")
     args = parser.parse_args()
@@ -79,6 +84,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     ):
         images, records = folder / f"{part}_images", folder / f"{part}_records"
         drawing = ("--count", count, "--seed", number, "--style", style, "--out", images)
+        drawing += ("--alphabet", args.alphabet)
         writing = ("--images", images, "--out", records, "--shares", *shares)
         steps[f"draw {count:,} images ({part})"] = run(
             "01_generate_images.py", *drawing, "--run-dir", folder / f"{part}_01"
@@ -116,6 +122,19 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
         f"{test['metrics']['character_accuracy']:.3%}. {training['parameters']:,} parameters.",
         soft_wrap=True,
     )
+    if args.record:
+        figures = {"seconds": sum(steps.values()), "training_seconds": training["train_seconds"]}
+        figures |= test["metrics"] | {"low": low, "high": high}
+        record = {
+            "command": quoted("python", "benchmarks/captcha_time_to_accuracy.py", *sys.argv[1:]),
+            "metrics": {n: {"mean": v, "sd": None, "values": [v]} for n, v in figures.items()},
+            "test_images": test["data"]["test_images"],
+            "steps": {name: round(seconds, 1) for name, seconds in steps.items()},
+            "history": training["history"],
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": training["versions"],
+        }
+        write_json(RESULTS / f"{args.record}.json", record)
 
 
 if __name__ == "__main__":

@@ -510,11 +510,23 @@ def test_a_training_leaves_its_result_and_its_best_model(whole):
 
 def test_it_stops_when_validation_brings_nothing_more(records, tmp_path, monkeypatch):
     losses = iter([5.0, 4.0, 4.5, 4.0, 4.2, 6.0, 1.0])
-    note = training.Resumable.note
-    change = lambda self, scores: note(self, {**scores, "loss": next(losses)})  # noqa: E731
-    monkeypatch.setattr(training.Resumable, "note", change)
-    lesson = train(records, tmp_path)
+    note, save = training.Resumable.note, training.Resumable.save
+
+    def note_(self: Any, scores: dict[str, float]) -> bool:
+        return note(self, scores | {"loss": next(losses)})
+
+    def save_(self: Any) -> None:
+        save(self)
+        if self.waited == 4:
+            raise ZeroDivisionError  # in place of a kill
+
+    monkeypatch.setattr(training.Resumable, "note", note_)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(training.Resumable, "save", save_)
+        train(records, tmp_path)
+    lesson = train(records, tmp_path)  # has nothing to do but its result
     assert lesson.metrics["steps"] == 6 * EVERY, "four validations after the second"
+    assert next(losses) == 1.0
     assert captcha.load_recogniser(tmp_path / "best").about["step"] == 2 * EVERY
 
 

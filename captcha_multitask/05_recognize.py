@@ -158,7 +158,7 @@ def report(answers: Sequence[Answer]) -> dict[str, float]:
     metrics = {"images": len(answers) - len(failed), "failed": len(failed), "not_sure": unsure}
     if correct := [answer["correct"] for answer in answers if answer["correct"] is not None]:
         print(f"Of {len(correct):,} answers with a text in the name {sum(correct):,} are right.")
-        metrics["whole_captcha_accuracy"] = np.mean(correct)
+        metrics["right"] = sum(correct)
     return metrics
 
 

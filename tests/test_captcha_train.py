@@ -167,9 +167,8 @@ def test_hes_start_keeps_the_size_of_the_signal_and_slims_shrinks_it(drawn):
     assert spread["slim"][1] < spread["slim"][0] / 1000
 
 
-@pytest.mark.parametrize(("name", "each"), [("compact", 4), ("alexnet_v2", 2)])
-def test_a_loss_on_one_head_leaves_the_other_heads_alone(name, each, drawn, whole):
-    size = {"compact": (20, 48), "alexnet_v2": (67, 67)}[name]
+@pytest.mark.parametrize(("name", "size"), [("compact", (20, 48)), ("alexnet_v2", (67, 67))])
+def test_a_loss_on_one_head_leaves_the_other_heads_alone(name, size, drawn, whole):
     network = nets_factory.build(name, 4, 10, 60, 160, size)
     losses_of = whole[0].variables["losses_of"]
     with tf.GradientTape() as tape:
@@ -186,7 +185,7 @@ def test_a_loss_on_one_head_leaves_the_other_heads_alone(name, each, drawn, whol
             assert gradient is None or not np.any(gradient), variable.path
         elif variable.path.endswith("kernel") and layer != "head_2_where":
             assert np.any(gradient), variable.path
-    assert (found["own"], found["others"]) == (each, 3 * each)
+    assert found["others"] == 3 * found["own"] >= 6
 
 
 def test_a_compact_head_reads_the_mean_of_the_columns_it_weighs(drawn):
@@ -199,7 +198,8 @@ def test_a_compact_head_reads_the_mean_of_the_columns_it_weighs(drawn):
     assert weights.sum(axis=1) == pytest.approx(np.ones((3, 1)), abs=1e-5)
     mean = (weights * columns).sum(axis=1)
     np.testing.assert_allclose(seen[:, 0], mean, atol=1e-4)
-    kernel, bias = network.get_layer("head_1").get_weights()
+    last = [x for x in network.layers if isinstance(x, keras.layers.Dense) and x.units == 5][-1]
+    kernel, bias = last.get_weights()
     np.testing.assert_allclose(logits[:, 1], mean @ kernel + bias, atol=1e-3)
 
 
@@ -209,7 +209,6 @@ def test_the_factory_builds_other_alphabets_lengths_and_sizes():
     assert (network.input_shape, network.output_shape) == ((None, 70, 200, 1), (None, 6, 62))
     resized = [op.output.shape for op in network.operations if type(op).__name__ == "Resize"]
     assert resized == [(None, 60, 240, 1)]
-    assert nets_factory.build("compact", 4, 10, 60, 160).count_params() == 508_748
 
 
 def test_pixels_are_standardised_as_tf_image_does_it(drawn):
@@ -664,44 +663,44 @@ def test_a_cluster_that_can_not_train_is_a_sentence(records, tmp_path, capsys, m
 # ---- from another recogniser ---------------------------------------------------------------
 
 
-def begun(records: Path, folder: Path, source: Path) -> tuple[Lesson, keras.Model, list[str]]:
-    """A training of one step from ``source``, the network as it was before that step, and the
-    layers said to be new."""
+def begun(records: Path, folder: Path, source: Path) -> tuple[keras.Model, str]:
+    """The network that a training from ``source`` begins with, and the layers said to be new."""
     networks: list[keras.Model] = []
     init = training.Resumable.__init__
 
     def keep(self: Any, run: Any, place: Any, network: keras.Model, optimizer: Any) -> None:
-        copy = keras.models.clone_model(network)
-        copy.set_weights(network.get_weights())
-        networks.append(copy)
+        networks.append(keras.models.clone_model(network))
+        networks[0].set_weights(network.get_weights())
         init(self, run, place, network, optimizer)
 
     with mock.patch.object(training.Resumable, "__init__", keep):
         lesson = train(records, folder, "--init", source, "--steps", "1")
-    (said,) = re.findall(r"layers; new: (.*)", lesson.output)
-    return lesson, networks[0], said.split(", ")
+    (new,) = re.findall(r"^From .*new: (.*)", lesson.output, re.M)
+    return networks[0], new
 
 
 def test_init_takes_all_of_a_recogniser_of_the_same_texts(whole, records, tmp_path):
     source = whole[0].folder / "model"
-    _, network, new = begun(records, tmp_path, source)
-    assert new == ["none"]
+    network, new = begun(records, tmp_path, source)
+    assert "head" not in new
     trained = captcha.load_recogniser(source)
     for mine, theirs in zip(network.get_weights(), trained.model.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize(("alphabet", "length"), [(DIGITS, 5), ("0123456789AB", 3)])
+@pytest.mark.parametrize(("alphabet", "length"), [(DIGITS, 5), ("9A8B7", 3)])
 def test_init_takes_what_fits_other_texts(alphabet, length, whole, tmp_path):
     records = write_records(tmp_path / "records", alphabet, length)
-    _, network, new = begun(records, tmp_path, whole[0].folder / "model")
+    network, new = begun(records, tmp_path, whole[0].folder / "model")
     known = captcha.load_recogniser(whole[0].folder / "model").model
-    heads = {f"head_{i}" for i in range(length)}
-    wanted = heads - {f"head_{i}" for i in range(4)} if alphabet == DIGITS else heads
-    assert {*new} == wanted
-    for name in {"conv", "norm", *heads} - wanted:
+    assert ("head_4" in new) == (length == 5)
+    assert not any(f"head_{i}" in new for i in range(min(length, 4)))
+    for name in ("conv", "norm", *(f"head_{i}" for i in range(min(length, 4)))):
         pair = (model.get_layer(name).get_weights() for model in (network, known))
         for mine, theirs in zip(*pair, strict=True):
+            if "head" in name:  # by characters
+                here = [i for i, c in enumerate(alphabet) if c in DIGITS]
+                mine, theirs = mine[..., here], theirs[..., [int(alphabet[i]) for i in here]]
             np.testing.assert_array_equal(mine, theirs, err_msg=name)
 
 

@@ -171,7 +171,7 @@ def u(digest: str) -> float:
 half = test_share / 2
 to_test, to_validation = half / (1 - half), (half + validation_share) / (1 - half)
 splits: dict[str, list[Picture]] = {"train": [], "validation": [], "test": []}
-for digest, picture in pictures.items():
+for digest, picture in sorted(pictures.items()):  # by hash, so the texts are mixed
     text_digest = hashlib.sha256(f"{seed}:{picture.text}".encode()).hexdigest()
     if u(text_digest) < half or u(digest) < to_test:
         splits["test"].append(picture)

@@ -13,7 +13,7 @@ from utils.tfrecord import read_info
 from utils.training import warm_up_cosine
 
 DIGITS = ALPHABETS["digits"]
-COUNT, STEPS = 2_000, 120
+COUNT, STEPS = 2_000, 144
 
 
 def models() -> dict[Path, int]:

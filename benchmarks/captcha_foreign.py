@@ -1,7 +1,8 @@
 """Captchas of another program: what does somebody get who brings a folder of their own?
 
 The images are drawn here, without the library captcha: grey, 200×50 pixels, five characters out of
-19 in four fonts, bent by a wave, with a line through them and speckles. The commands of the README
+19 in one of two fonts, bent by a wave, with a line through them and speckles. With ``--hard`` each
+character has a font of its own out of four, and there are two lines. The commands of the README
 then run on them as they stand, several times with another seed, which gives another split, other
 initial weights and another order of the images.
 
@@ -29,17 +30,18 @@ LENGTH, WIDTH, HEIGHT = 5, 200, 50
 FONTS = ("DejaVu Serif", "DejaVu Sans", "DejaVu Sans Mono", "STIXGeneral")
 
 
-def draw(rng: np.random.Generator, text: str) -> Image.Image:
+def draw(rng: np.random.Generator, text: str, hard: bool = False) -> Image.Image:
     """One captcha, grey, WIDTH×HEIGHT pixels."""
     image = Image.new("L", (WIDTH, HEIGHT), int(rng.integers(200, 256)))
     pen, ink = ImageDraw.Draw(image), int(rng.integers(0, 90))
     x = float(rng.uniform(8, 25))
+    name = FONTS[rng.integers(2)]
     for character in text:
-        name = FONTS[rng.integers(len(FONTS))]
+        name = FONTS[rng.integers(len(FONTS))] if hard else name
         font = ImageFont.truetype(font_manager.findfont(name), int(rng.integers(26, 35)))
         pen.text((x, rng.uniform(2, 12)), character, ink, font)
         x += pen.textlength(character, font) + rng.uniform(0, 9)
-    for _ in range(2):
+    for _ in range(2 if hard else 1):
         heights = rng.uniform(8, HEIGHT - 8, 2)
         pen.line((0, heights[0], WIDTH, heights[1]), ink, int(rng.integers(1, 3)))
     pixels = np.asarray(image)
@@ -66,6 +68,7 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=1_040, help="images (default: %(default)s)")
     parser.add_argument("--splits", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--hard", action="store_true", help="more fonts and lines")
     parser.add_argument("--init", type=Path, help="a trained model to begin with")
     parser.add_argument("train", nargs="*", help="after --: more flags for 03_train.py")
     args = parser.parse_args()
@@ -81,7 +84,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     images.mkdir()
     while len(list(images.iterdir())) < args.count:
         text = "".join(rng.choice(list(ALPHABET), LENGTH))
-        draw(rng, text).save(images / f"{text}.png")
+        draw(rng, text, args.hard).save(images / f"{text}.png")
     accuracies, all_seconds = [], []
     for seed in range(1, args.splits + 1):
         place = folder / f"seed_{seed}"

@@ -32,7 +32,7 @@ from utils.summary import write_graph
 from utils.tfrecord import read_info, shards
 from utils.training import STRATEGIES, Place, Resumable, ResumableRun, warm_up_cosine
 
-SHIFT = 4  # pixels by which a training image is moved, at most
+DISTORTION = (0.08, 0.15, 0.12, 0.12, 4.0, 4.0)  # turn (radians), slant, wider, higher, pixels
 BUFFER = 10_000  # records that wait to be drawn from
 VALIDATIONS = 12  # in a whole training
 PATIENCE = 4  # validations without a smaller loss, after which the training stops
@@ -138,9 +138,10 @@ print(f"{len(now):,} validation images: queue runners and tf.data give the same 
 # decide everything that is random**. The order of the records depends on the seed and the epoch.
 # ``skip`` passes over the batches of the steps that are done, before anything is decoded.
 #
-# Each training image is moved by up to four pixels, the border repeats what it shows. Here, too,
-# the random numbers come from the seed and the step: TensorFlow's ``stateless`` functions have no
-# hidden state. With several workers each decodes only its ``share`` of the batch.
+# Each training image is turned, slanted, stretched and moved a little, so that the network never
+# sees it twice in the same way. Here, too, the random numbers come from the seed and the step:
+# TensorFlow's ``stateless`` functions have no hidden state. With several workers each decodes only
+# its ``share`` of the batch.
 
 
 def epoch(number: tf.Tensor) -> tf.data.Dataset:
@@ -150,20 +151,26 @@ def epoch(number: tf.Tensor) -> tf.data.Dataset:
     return records.shuffle(BUFFER, seed=number, reshuffle_each_iteration=False)
 
 
-def move(images: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """Images uint8 [b, height, width, 1], each moved by up to SHIFT pixels in both directions."""
-    moves = tf.random.stateless_uniform(
-        [batch_size, 2, 1], [args.seed, step], -SHIFT, SHIFT + 1, tf.int32
-    )[share]
-    rows = tf.clip_by_value(tf.range(height) + moves[:, 0], 0, height - 1)  # [b, height]
-    columns = tf.clip_by_value(tf.range(width) + moves[:, 1], 0, width - 1)  # [b, width]
-    return tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+def distort(images: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """Images uint8 [b, height, width, 1], each distorted a little, differently at every step."""
+    most = tf.constant(DISTORTION)[:, tf.newaxis]
+    numbers = tf.random.stateless_uniform([6, batch_size], [args.seed, step], -most, most)
+    turn, slant, wide, high, right, down = tf.unstack(numbers[:, share])
+    # Pixel (x, y), from the centre, shows what was at (a x + b y + right, c x + d y + down).
+    a, b = (1 + wide) * tf.cos(turn), (1 + wide) * (slant - tf.sin(turn))
+    c, d = (1 + high) * tf.sin(turn), (1 + high) * tf.cos(turn)
+    x, y = (width - 1) / 2, (height - 1) / 2  # the centre, from the corner
+    right, down = x - a * x - b * y + right, y - c * x - d * y + down
+    transforms = tf.stack([a, b, right, c, d, down, 0 * a, 0 * a], axis=1)  # [b, 8]
+    options = {"interpolation": "bilinear", "fill_mode": "nearest"}
+    moved = keras.ops.image.affine_transform(tf.cast(images, tf.float32), transforms, **options)
+    return tf.cast(tf.round(moved), tf.uint8)
 
 
 def prepare(step: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """This worker's images and classes of a batch of records."""
     images, classes = read(records[share])
-    return move(images, step), classes
+    return distort(images, step), classes
 
 
 def train_batches(first_step: int) -> tf.data.Dataset:
@@ -215,18 +222,29 @@ def losses_of(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
 assert np.isclose(tf.add_n(losses_of_heads), tf.reduce_mean(losses_of(logits, classes)))
 
 # %%
-# ``--init`` takes the weights of another recogniser where a layer has the same name and shape. For
-# another alphabet the last layer of each head is new, for a longer text the heads at its end are.
+# ``--init`` takes over the weights of another recogniser, layer by layer, where name and shape are
+# the same. The layers that tell characters apart are taken over character by character, so the
+# other alphabet may have other characters, too.
 
 if start:
+    known = [c for c in alphabet if c in start.alphabet]
+    here, there = ([text.index(c) for c in known] for text in (alphabet, start.alphabet))
     taken, fresh = [], []
     for layer in filter(lambda layer: layer.weights, network.layers):
         try:
-            layer.set_weights(start.model.get_layer(layer.name).get_weights())
+            weights = start.model.get_layer(layer.name).get_weights()
+            if isinstance(layer, keras.layers.Dense) and layer.units == len(alphabet):
+                of_start, weights = weights, layer.get_weights()
+                for new, trained in zip(weights, of_start, strict=True):
+                    new[..., here] = trained[..., there]
+            layer.set_weights(weights)
             taken.append(layer.name)
-        except ValueError:
+        except ValueError:  # no such layer, or another shape
             fresh.append(layer.name)
-    print(f"From {readable(args.init)}: {len(taken)} layers; new: {', '.join(fresh) or 'none'}")
+    print(
+        f"From {readable(args.init)}: {len(taken)} layers, {len(known)} of {len(alphabet)} "
+        f"characters; new: {', '.join(fresh) or 'no layer'}"
+    )
 
 # %%
 # The optimizer and its learning rate

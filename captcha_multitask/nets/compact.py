@@ -4,9 +4,9 @@ Three ideas make it learn from few images. Batch normalisation after every convo
 signal's size, whatever the weights begin with. The height is folded away early: what is left is a
 row of columns, read as one reads a line. And a head does not get everything flattened. It
 *chooses* the columns of its character: it gives every column a weight, the weights sum to 1, and it
-classifies the weighted mean. So the network learns only once what a 7 looks like, not anew for each
-place at which a 7 may stand. Where the third character begins is a question of its own, which the
-wide convolution over neighbouring columns answers.
+takes the weighted mean. All heads share the layer that says which character that is. So the network
+learns only once what a 7 looks like, from all positions. Where the third character begins is a
+question of its own, which the wide convolution over neighbouring columns answers.
 
 Such pooling by weights is attention: D. Bahdanau et al., 2015, arXiv 1409.0473.
 
@@ -58,12 +58,11 @@ def compact(
     x = layers.Add(name="columns")([x, neighbours])  # each column learns of those around it
     x = layers.Dropout(dropout, name="dropout")(x)
     columns = layers.Reshape((-1, 128), name="row")(x)  # [n, 20, 128]
-    return [_head(columns, classes, f"head_{i}") for i in range(positions)]
-
-
-def _head(columns: keras.KerasTensor, classes: int, name: str) -> keras.KerasTensor:
-    weights = layers.Dense(1, name=f"{name}_where")(columns)  # [n, 20, 1]
-    weights = layers.Softmax(axis=1, name=f"{name}_weights")(weights)
-    seen = layers.Dot(axes=1, name=f"{name}_seen")([weights, columns])  # [n, 1, 128]
-    seen = layers.Flatten(name=f"{name}_flat")(seen)
-    return layers.Dense(classes, name=name)(seen)
+    characters = layers.Dense(classes, name="characters")  # one for all heads
+    heads = []
+    for i in range(positions):
+        weights = layers.Dense(1, name=f"head_{i}_where")(columns)  # [n, 20, 1]
+        weights = layers.Softmax(axis=1, name=f"head_{i}_weights")(weights)
+        seen = layers.Dot(axes=1, name=f"head_{i}_seen")([weights, columns])  # [n, 1, 128]
+        heads.append(characters(layers.Flatten(name=f"head_{i}")(seen)))
+    return heads

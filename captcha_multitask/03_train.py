@@ -79,11 +79,8 @@ keras.utils.set_random_seed(args.seed)
 #
 # This code still runs. It reads the validation records once.
 
-FEATURES = {
-    "image": tf.io.FixedLenFeature([], tf.string),
-    "classes": tf.io.FixedLenFeature([length], tf.int64),
-}
-
+FEATURES = {"image": tf.io.FixedLenFeature([], tf.string)}
+FEATURES |= {"classes": tf.io.FixedLenFeature([length], tf.int64)}
 v1 = tf.compat.v1
 v1.logging.set_verbosity(v1.logging.ERROR)  # each of these functions says that it is deprecated
 then = []
@@ -92,13 +89,8 @@ with tf.Graph().as_default(), v1.Session() as session:
     _, record = v1.TFRecordReader().read(names)
     example = tf.io.parse_single_example(record, FEATURES)
     pixels = tf.reshape(tf.io.decode_png(example["image"], 1), [height, width, 1])
-    batch = v1.train.shuffle_batch(
-        [pixels, example["classes"]],
-        batch_size=50,
-        capacity=2_000,
-        min_after_dequeue=1_000,
-        allow_smaller_final_batch=True,
-    )
+    queue = {"capacity": 2_000, "min_after_dequeue": 1_000, "allow_smaller_final_batch": True}
+    batch = v1.train.shuffle_batch([pixels, example["classes"]], batch_size=50, **queue)
     session.run(v1.local_variables_initializer())  # the count of epochs
     coordinator = v1.train.Coordinator()
     threads = v1.train.start_queue_runners(session, coordinator)
@@ -199,10 +191,8 @@ images, classes = next(iter(validation))
 logits = predict(images)  # [b, 4, 10]
 labels_of_heads = tf.unstack(classes, axis=1)  # four labels for each image: 4 × [b]
 logits_of_heads = tf.unstack(logits, axis=1)  # 4 × [b, 10]
-losses_of_heads = [
-    tf.reduce_mean(crossentropy(labels, logits))
-    for labels, logits in zip(labels_of_heads, logits_of_heads, strict=True)
-]
+pairs = zip(labels_of_heads, logits_of_heads, strict=True)
+losses_of_heads = [tf.reduce_mean(crossentropy(*pair)) for pair in pairs]
 print("Losses of the heads, untrained:", *(f"{loss:.2f}" for loss in losses_of_heads))
 
 # %%
@@ -241,10 +231,8 @@ if start:
             taken.append(layer.name)
         except ValueError:  # no such layer, or another shape
             fresh.append(layer.name)
-    print(
-        f"From {readable(args.init)}: {len(taken)} layers, {len(known)} of {len(alphabet)} "
-        f"characters; new: {', '.join(fresh) or 'no layer'}"
-    )
+    told = f"{len(taken)} layers, {len(known)} of {len(alphabet)} characters"
+    print(f"From {readable(args.init)}: {told}; new: {', '.join(fresh) or 'no layer'}")
 
 # %%
 # The optimizer and its learning rate
@@ -298,13 +286,11 @@ def evaluate() -> dict[str, float]:
     pairs = [(predict(images), classes) for images, classes in validation]
     logits, classes = (tf.concat(part, axis=0) for part in zip(*pairs, strict=True))
     right = logits.numpy().argmax(axis=-1) == classes.numpy()  # [n, positions]
-    scores = {
-        "loss": float(tf.reduce_mean(losses_of(logits, classes))),
-        "whole_captcha_accuracy": float(right.all(axis=1).mean()),
-        "character_accuracy": float(right.mean()),
-    }
-    positions = {f"position_{k + 1}_accuracy": float(a) for k, a in enumerate(right.mean(axis=0))}
-    return scores | positions
+    scores = {"loss": tf.reduce_mean(losses_of(logits, classes))}
+    scores |= {"whole_captcha_accuracy": right.all(axis=1).mean()}
+    scores |= {"character_accuracy": right.mean()}
+    scores |= {f"position_{k + 1}_accuracy": a for k, a in enumerate(right.mean(axis=0))}
+    return {name: float(score) for name, score in scores.items()}
 
 
 # %%
@@ -335,12 +321,9 @@ for images, classes in train_batches(training.step).take(left):
             tf.summary.scalar("learning_rate", optimizer.learning_rate)
             for name, value in scores.items():
                 tf.summary.scalar(name, value)
-        print(
-            f"step {training.step:,} after {training.seconds:,.0f} s: loss {np.mean(losses):.4f}, "
-            f"validation: loss {scores['loss']:.4f}, whole captchas "
-            f"{scores['whole_captcha_accuracy']:.2%}",
-            flush=True,
-        )
+        read_whole = f"whole captchas {scores['whole_captcha_accuracy']:.2%}"
+        told = f"loss {np.mean(losses):.4f}, validation: loss {scores['loss']:.4f}, {read_whole}"
+        print(f"step {training.step:,} after {training.seconds:,.0f} s: {told}", flush=True)
         losses = []
         training.save()
     if training.stops(training.waited >= PATIENCE):
@@ -370,17 +353,13 @@ missed = {"validation": [max(1 - a, 1e-4) for a in rows["whole_captcha_accuracy"
 loss = {"training": rows["train_loss"], "validation": rows["loss"]}
 panels = {"Loss, sum of the heads": loss, "Share of captchas misread": missed}
 run.save_figure(curves(panels, xlabel="step", log=True, x=rows["step"]), "curves")
-shown = wrong[:24] or range(24)
+shown = wrong[:24] or range(min(24, len(texts)))
 titles = [f"{texts[i]} read as {answers[i]}" for i in shown]
 figure = picture_grid(images[shown, ..., 0], titles, columns=6, size=2.0, cmap="gray")
 run.save_figure(figure, "misread")
+names = ("whole_captcha_accuracy", "character_accuracy", "loss")
 run.finish(
-    {
-        "validation_whole_captcha_accuracy": best["whole_captcha_accuracy"],
-        "validation_character_accuracy": best["character_accuracy"],
-        "validation_loss": best["loss"],
-        "steps": training.step,
-    },
+    {f"validation_{name}": best[name] for name in names} | {"steps": training.step},
     data={"source": readable(args.records), "stand_in": False},
     train_seconds=round(training.seconds, 3),
     parameters=network.count_params(),

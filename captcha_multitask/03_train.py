@@ -32,7 +32,7 @@ from utils.summary import write_graph
 from utils.tfrecord import read_info, shards
 from utils.training import STRATEGIES, Place, Resumable, ResumableRun, warm_up_cosine
 
-DISTORTION = (0.08, 0.15, 0.12, 0.12, 4.0, 4.0)  # turn (radians), slant, wider, higher, pixels
+SHIFT = 4  # pixels by which a training image is moved, at most
 BUFFER = 10_000  # records that wait to be drawn from
 VALIDATIONS = 12  # in a whole training
 PATIENCE = 4  # validations without a smaller loss, after which the training stops
@@ -130,10 +130,10 @@ print(f"{len(now):,} validation images: queue runners and tf.data give the same 
 # decide everything that is random**. The order of the records depends on the seed and the epoch.
 # ``skip`` passes over the batches of the steps that are done, before anything is decoded.
 #
-# Each training image is turned, slanted, stretched and moved a little, so that the network never
-# sees it twice in the same way. Here, too, the random numbers come from the seed and the step:
-# TensorFlow's ``stateless`` functions have no hidden state. With several workers each decodes only
-# its ``share`` of the batch.
+# Each training image is moved by up to four pixels, so that the network never sees it twice at the
+# same place. Here, too, the random numbers come from the seed and the step: TensorFlow's
+# ``stateless`` functions have no hidden state. With several workers each decodes only its ``share``
+# of the batch.
 
 
 def epoch(number: tf.Tensor) -> tf.data.Dataset:
@@ -143,26 +143,20 @@ def epoch(number: tf.Tensor) -> tf.data.Dataset:
     return records.shuffle(BUFFER, seed=number, reshuffle_each_iteration=False)
 
 
-def distort(images: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """Images uint8 [b, height, width, 1], each distorted a little, differently at every step."""
-    most = tf.constant(DISTORTION)[:, tf.newaxis]
-    numbers = tf.random.stateless_uniform([6, batch_size], [args.seed, step], -most, most)
-    turn, slant, wide, high, right, down = tf.unstack(numbers[:, share])
-    # Pixel (x, y), from the centre, shows what was at (a x + b y + right, c x + d y + down).
-    a, b = (1 + wide) * tf.cos(turn), (1 + wide) * (slant - tf.sin(turn))
-    c, d = (1 + high) * tf.sin(turn), (1 + high) * tf.cos(turn)
-    x, y = (width - 1) / 2, (height - 1) / 2  # the centre, from the corner
-    right, down = x - a * x - b * y + right, y - c * x - d * y + down
-    transforms = tf.stack([a, b, right, c, d, down, 0 * a, 0 * a], axis=1)  # [b, 8]
-    options = {"interpolation": "bilinear", "fill_mode": "nearest"}
-    moved = keras.ops.image.affine_transform(tf.cast(images, tf.float32), transforms, **options)
-    return tf.cast(tf.round(moved), tf.uint8)
+def move(images: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """Images uint8 [b, height, width, 1], each moved; what comes in at a border repeats it."""
+    moves = tf.random.stateless_uniform(
+        [batch_size, 2, 1], [args.seed, step], -SHIFT, SHIFT + 1, tf.int32
+    )[share]
+    rows = tf.clip_by_value(tf.range(height) + moves[:, 0], 0, height - 1)  # [b, height]
+    columns = tf.clip_by_value(tf.range(width) + moves[:, 1], 0, width - 1)  # [b, width]
+    return tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
 def prepare(step: tf.Tensor, records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """This worker's images and classes of a batch of records."""
     images, classes = read(records[share])
-    return distort(images, step), classes
+    return move(images, step), classes
 
 
 def train_batches(first_step: int) -> tf.data.Dataset:

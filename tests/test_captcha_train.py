@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import ROOT, Lesson, run_lesson
-from scipy import ndimage
 
 from data.captchas import ALPHABETS, Captchas, encode_text, png_file
 from models import captcha
@@ -315,33 +314,34 @@ def test_the_shares_of_two_workers_are_the_batch_and_each_decodes_its_own(whole,
             np.testing.assert_array_equal(whole_batch, np.concatenate(halves))
 
 
-def test_images_are_distorted_about_their_centre_by_seed_and_step(whole, drawn, monkeypatch):
-    distort, step = whole[0].variables["distort"], tf.constant(3, tf.int64)
-    names = distort.__globals__
-    monkeypatch.setitem(names, "batch_size", 16)
-    monkeypatch.setitem(names, "share", slice(0, 16))
-    distorted = distort(drawn[0], step).numpy()
-    most = np.array(names["DISTORTION"], np.float32)[:, np.newaxis]
-    numbers = tf.random.stateless_uniform([6, 16], [1, step], -most, most).numpy().T
-    rows, columns = np.mgrid[:60, :160] - np.array([29.5, 79.5])[:, None, None]
-    for image, out, (turn, slant, wide, high, right, down) in zip(
-        drawn[0], distorted, numbers, strict=True
-    ):
-        x = (1 + wide) * (np.cos(turn) * columns + (slant - np.sin(turn)) * rows) + right + 79.5
-        y = (1 + high) * (np.sin(turn) * columns + np.cos(turn) * rows) + down + 29.5
-        wanted = ndimage.map_coordinates(
-            image[..., 0].astype(float), [y, x], order=1, mode="nearest"
-        )
-        np.testing.assert_allclose(out[..., 0], wanted, atol=1.0)
-    assert np.array_equal(distorted, distort(drawn[0], step))
-    assert not np.array_equal(distorted, distort(drawn[0], step + 1))
-    with monkeypatch.context() as patch:
-        patch.setattr(whole[0].variables["args"], "seed", 2)
-        assert not np.array_equal(distorted, distort(drawn[0], step))
-    monkeypatch.setitem(names, "share", slice(8, 16))
-    assert np.array_equal(distorted[8:], distort(drawn[0][8:], step)), "a worker's part"
-    monkeypatch.setitem(names, "DISTORTION", [0.0] * 6)
-    assert np.array_equal(drawn[0][8:], distort(drawn[0][8:], step))
+def test_moved_images_repeat_the_border(whole, drawn, monkeypatch):
+    move = whole[0].variables["move"]
+    monkeypatch.setitem(move.__globals__, "batch_size", 16)
+    monkeypatch.setitem(move.__globals__, "share", slice(0, 16))
+    moved = move(drawn[0], tf.constant(3, tf.int64)).numpy()
+    for image, out in zip(drawn[0], moved, strict=True):
+        padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), "edge")
+        shifts = [padded[i : i + 60, j : j + 160] for i in range(9) for j in range(9)]
+        assert any(np.array_equal(out, shifted) for shifted in shifts)
+    assert np.array_equal(moved, move(drawn[0], tf.constant(3, tf.int64)))
+    assert not np.array_equal(moved, move(drawn[0], tf.constant(4, tf.int64)))
+    monkeypatch.setattr(whole[0].variables["args"], "seed", 2)
+    assert not np.array_equal(moved, move(drawn[0], tf.constant(3, tf.int64)))
+
+
+def test_all_shifts_are_equally_likely(whole, monkeypatch):
+    move, count = whole[0].variables["move"], 1800
+    monkeypatch.setitem(move.__globals__, "batch_size", count)
+    monkeypatch.setitem(move.__globals__, "share", slice(0, count))
+    dots = np.zeros((count, 60, 160, 1), np.uint8)
+    dots[:, 30, 80] = 1
+    number, rows, columns, _ = np.nonzero(move(dots, tf.constant(3, tf.int64)))
+    assert number.tolist() == list(range(count)), "one dot in each image"
+    for shifts in (rows - 30, columns - 80):
+        places, counts = np.unique(shifts, return_counts=True)
+        assert places.tolist() == list(range(-4, 5))
+        assert counts.min() > 200 - 5 * np.sqrt(200)
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.12
 
 
 # ---- killed and resumed --------------------------------------------------------------------

@@ -18,8 +18,6 @@ Time: 2 minutes on two CPU cores. After Ctrl-C, a kill or a full disk the same c
 images that are missing. A larger ``--count`` adds images to those that are there.
 """
 
-import json
-import re
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -37,14 +35,12 @@ from data.captchas import (
     STYLES,
     Captchas,
     check_drawable,
+    look_into,
     parse_alphabet,
     parse_font,
 )
 from utils.figures import picture_grid
 from utils.run import Run, make_parser, positive_int, readable, sha256, write_json, written_whole
-
-TEMPORARY = re.compile(r"\..*\.\d+\.tmp\.(png|json)")  # what written_whole leaves when killed
-HARMLESS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # systems put these into any folder
 
 parser = make_parser(__doc__)
 add = parser.add_argument
@@ -140,29 +136,10 @@ def draw(number: int) -> None:
 
 settings = asdict(captchas) | {"captcha": version("captcha")}
 settings["fonts"] = [{"file": Path(font).name, "sha256": sha256(Path(font))} for font in fonts]
-other = "Name another folder with --out, or remove this one."
-there, left_over = set(), []
 try:
-    files = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
-    before = None
-    if SETTINGS in files:
-        before = dict(json.loads(files.pop(SETTINGS).read_text(encoding="utf-8")))
-        unlike = [k for k, value in settings.items() if before.get(k) != value]
-        unlike = [f"{k} is {before.get(k)!r} there and {settings[k]!r} here" for k in unlike]
-        if unlike:
-            parser.error(f"{folder} has other settings: {'; '.join(unlike)}. {other}")
-    for name, path in files.items():
-        number = path.stem.rpartition("_")[2]
-        if TEMPORARY.fullmatch(name):
-            left_over.append(path)
-        elif before and number.isdecimal() and name == file_name(int(number)):
-            there |= {int(number)} if path.stat().st_size else set()  # a power cut empties files
-        elif name not in HARMLESS:
-            parser.error(f"{folder} holds {name!r}, which is not of these captchas. {other}")
-except OSError as error:
-    parser.error(f"can't read {folder}: {error.strerror}")
-except (ValueError, TypeError):
-    parser.error(f"{folder / SETTINGS} is damaged. {other}")
+    there, left_over = look_into(folder, settings, file_name)
+except (OSError, ValueError) as error:
+    parser.error(str(error))
 
 # %%
 # Drawing in several processes
@@ -177,8 +154,7 @@ try:
     folder.mkdir(parents=True, exist_ok=True)
     for path in left_over:
         path.unlink(missing_ok=True)
-    if before is None:
-        write_json(folder / SETTINGS, settings)
+    write_json(folder / SETTINGS, settings)
     drawn = Parallel(n_jobs=-1, return_as="generator_unordered")(delayed(draw)(n) for n in missing)
     for _ in track(drawn, "Drawing", len(missing)):
         pass

@@ -23,7 +23,6 @@ import importlib.util
 import json
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -38,7 +37,7 @@ from data import captchas
 from data.images import find_images
 from models import captcha
 from utils.figures import picture_grid
-from utils.run import Run, make_parser, readable, share, written_whole
+from utils.run import Run, make_parser, readable, share
 
 BATCH_SIZE = 256
 FEW, LISTED, SHOWN = 8, 100, 12  # read if none is named, printed, in the figure
@@ -102,35 +101,6 @@ def read_all(
             answer |= {"probabilities": each, "label": label, "correct": correct}
             answers.append(answer | {"error": error})
     return answers, np.array(first)
-
-
-# %%
-# The same network without TensorFlow
-# -----------------------------------
-# A web service or a telephone needs no TensorFlow. ONNX is a format that many libraries read,
-# onnxruntime among them. LiteRT, once TensorFlow Lite, is for telephones and small devices.
-# Keras writes both. A file that was written proves nothing, so it is loaded and reads the same
-# images: its probabilities must equal the network's up to rounding.
-
-
-def export(recogniser: captcha.Recogniser, kind: str, images: np.ndarray) -> tuple[Path, float]:
-    """Write ``model.onnx`` or ``model.tflite`` beside the model. Returns the file and the largest
-    difference of its probabilities for ``images``."""
-    path = recogniser.folder / f"model.{kind}"
-    with written_whole(path) as temporary, warnings.catch_warnings(action="ignore"):
-        name = {"onnx": "onnx", "tflite": "litert"}[kind]
-        recogniser.model.export(str(temporary), format=name, verbose=False)
-    if kind == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path)
-        (probabilities,) = session.run(None, {session.get_inputs()[0].name: images})
-    else:
-        from ai_edge_litert.interpreter import Interpreter
-
-        runner = Interpreter(str(path)).get_signature_runner()
-        (probabilities,) = runner(**dict.fromkeys(runner.get_input_details(), images)).values()
-    return path, float(abs(probabilities - recogniser.probabilities(images)).max())
 
 
 # %%
@@ -204,7 +174,10 @@ def main() -> None:
             figure.set_size_inches(10, -(-len(read) // 4) * (2.5 * height / width + 0.4))
             run.save_figure(figure, "readings")
         if args.export and len(images):
-            path, difference = export(recogniser, args.export, images)
+            # A web service or a telephone needs no TensorFlow. Many libraries read ONNX; LiteRT,
+            # once TensorFlow Lite, is for small devices. What Keras wrote is loaded again and reads
+            # the same images: its probabilities must be the network's up to rounding.
+            path, difference = captcha.export(recogniser, args.export, images)
             told = f"{path.stat().st_size / 1e6:.1f} MB, differs by at most {difference:.1e}"
             print(f"Exported: {readable(path)}, {told} on {len(images):,} of these images")
         run.finish(metrics, data={"source": ", ".join(args.paths), "stand_in": False})

@@ -14,8 +14,9 @@ import csv
 import io
 import json
 import random
+import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ ALPHABETS = {
 KINDS = ("modern", "legacy", "grey", "noise", "lines", "dark")
 STYLES = (*KINDS, "both", "mixed")  # both: modern or legacy; mixed: any of the kinds
 SMALLEST, MOST_PIXELS = 16, 16_000_000  # a side that shows a character, and a bearable image
+TEMPORARY = re.compile(r"\..*\.\d+\.tmp\.(png|json)")  # what written_whole leaves when killed
+HARMLESS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # systems put these into any folder
 NOT_IN_NAMES = '_. <>:"/\\|?*'  # "_" and "." end the text in a file's name, Windows forbids most
 
 
@@ -262,6 +265,39 @@ def decode_pngs(files: Any, height: int, width: int) -> Any:
 def label_of(path: Path) -> str:
     """The text that a file's name states: ``0427`` for ``0427_000123.png`` and ``0427.jpg``."""
     return path.stem.split("_")[0]
+
+
+def look_into(
+    folder: Path, settings: Mapping[str, Any], file_name: Callable[[int], str]
+) -> tuple[set[int], list[Path]]:
+    """Which captchas of these ``settings`` are in ``folder``, by their numbers, and the files that
+    a killed program left half-written. ``file_name`` gives a number's file.
+
+    Raises ValueError, with a sentence, if the folder has captchas of other settings or files that
+    are no captchas; OSError if it can't be read.
+    """
+    other = "Name another folder with --out, or remove this one."
+    files = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
+    before = None
+    if SETTINGS in files:
+        try:
+            before = dict(json.loads(files.pop(SETTINGS).read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{folder / SETTINGS} is damaged. {other}") from None
+        unlike = [k for k, value in settings.items() if before.get(k) != value]
+        unlike = [f"{k} is {before.get(k)!r} there and {settings[k]!r} here" for k in unlike]
+        if unlike:
+            raise ValueError(f"{folder} has other settings: {'; '.join(unlike)}. {other}")
+    there, left_over = set(), []
+    for name, path in files.items():
+        number = path.stem.rpartition("_")[2]
+        if TEMPORARY.fullmatch(name):
+            left_over.append(path)
+        elif before and number.isdecimal() and name == file_name(int(number)):
+            there |= {int(number)} if path.stat().st_size else set()  # a power cut empties files
+        elif name not in HARMLESS:
+            raise ValueError(f"{folder} holds {name!r}, which is not of these captchas. {other}")
+    return there, left_over
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

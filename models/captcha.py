@@ -6,6 +6,7 @@ what the probabilities stand for and how the network was trained.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -112,3 +113,24 @@ def load_recogniser(
         raise ModelError(f"{quoted(path)} is {fault}: train again with {TRAIN}")
     model = keras.models.load_model(path, compile=False, safe_mode=True)  # runs no code in it
     return Recogniser(model, folder, about)
+
+
+def export(recogniser: Recogniser, kind: str, images: np.ndarray) -> tuple[Path, float]:
+    """Write ``model.onnx`` or ``model.tflite`` beside the model, as ``kind`` says, load it again
+    and let it read ``images``, uint8 [n, h, w, 1]. Returns the file and the largest difference of
+    its probabilities from the model's. Raises ImportError if a package for it is missing."""
+    path = recogniser.folder / f"model.{kind}"
+    with written_whole(path) as temporary, warnings.catch_warnings(action="ignore"):
+        name = {"onnx": "onnx", "tflite": "litert"}[kind]
+        recogniser.model.export(str(temporary), format=name, verbose=False)
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        (probabilities,) = session.run(None, {session.get_inputs()[0].name: images})
+    else:
+        from ai_edge_litert.interpreter import Interpreter
+
+        runner = Interpreter(str(path)).get_signature_runner()
+        (probabilities,) = runner(**dict.fromkeys(runner.get_input_details(), images)).values()
+    return path, float(abs(probabilities - recogniser.probabilities(images)).max())

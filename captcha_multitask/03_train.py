@@ -75,9 +75,8 @@ keras.utils.set_random_seed(args.seed)
 # record is decoded and goes into a second queue, from which ``shuffle_batch`` draws a batch at
 # random. ``min_after_dequeue`` says how many must stay in that queue: the more, the better the
 # images are mixed. ``capacity`` is the most it may hold, and so how far the threads may run ahead.
-# A ``Coordinator`` stops the threads, and the end of the data arrives as an exception.
-#
-# This code still runs. It reads the validation records once.
+# A ``Coordinator`` stops the threads, and the end of the data arrives as an exception. This code
+# still runs. It reads the validation records once.
 
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string)}
 FEATURES |= {"classes": tf.io.FixedLenFeature([length], tf.int64)}
@@ -171,8 +170,7 @@ def train_batches(first_step: int) -> tf.data.Dataset:
 # ---------------------------------
 # Up to its heads the network is shared. Each head answers one question, such as "what is the second
 # character?", by logits for all characters of the alphabet. TensorFlow 1 programs wrote one loss
-# for each head and added them up. ``nets/`` has two networks to choose from, and says what is in
-# them.
+# for each head and added them up. ``nets/`` has two networks and says what is in them.
 
 with place.strategy.scope():
     several = {"synchronized": True} if args.net == "compact" and place.replicas > 1 else {}

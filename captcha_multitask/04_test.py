@@ -7,7 +7,6 @@ network reads texts that it never saw, and which answers it had better keep to i
 Run, after ``03_train.py``::
 
     python captcha_multitask/04_test.py
-    python captcha_multitask/04_test.py --wrong 0.0001
 
 You should see: the share of the test captchas that are read right as a whole, with the range that
 this number is good for, and the confidence below which ``05_recognize.py`` should not answer.
@@ -116,8 +115,7 @@ with run.path("predictions.csv").open("w", encoding="utf-8", newline="") as file
 # -------------------------------------
 # A captcha with three of four characters right is a wrong answer: at 99 % a character only
 # 0.99⁴ = 96 % of the captchas may be right. So the number to state is the share of captchas read
-# right as a whole. It is often better than the product of the positions: an image that is hard at
-# one place is hard at others too, so several mistakes fall on one captcha.
+# right as a whole.
 #
 # A test is a sample: another 1,000 images would give another number. The usual
 # :math:`\hat p \pm 1.96 \sqrt{\hat p (1 - \hat p) / n}` fails where a recogniser is good: after

@@ -623,6 +623,9 @@ def test_records_hold_the_files_as_two_other_readers_see_them(chain):
     images = folder.glob("*.png")
     assert found == {(path.name[:5], load_image(path).tobytes()) for path in images}
     assert len(found) == 60
+    first = [text[0] for _, text in by_hand["train"]]
+    changes = sum(a != b for a, b in zip(first, first[1:], strict=False))
+    assert changes > len(first) / 2, "the texts are mixed: a shuffle sees only a part of them"
 
 
 def noise_images(folder: Path, count: int, seed: int, start: int = 0) -> None:

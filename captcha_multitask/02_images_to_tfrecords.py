@@ -245,8 +245,7 @@ except (OSError, ValueError) as error:
 # %%
 # Reading them back
 # -----------------
-# We read all records once, in batches, as the training will. Each must decode, and each text must
-# be that of its file.
+# All records are read once, as in the training. Each must decode, and have its file's text.
 
 
 def parse(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -9,9 +9,8 @@ Run, after ``02_images_to_tfrecords.py``::
 
     python captcha_multitask/03_train.py
 
-You should see: at each validation, how many captchas are read as a whole, and at the end the best
-model in ``models/captcha/compact``. ``curves.png`` shows the training, ``misread.png`` the
-validation captchas that the model misreads.
+You should see: how many validation captchas are read as a whole, and at the end the best model in
+``models/captcha/compact``. ``curves.png`` shows the training, ``misread.png`` what is misread.
 
 Time: 6 minutes on two CPU cores. After Ctrl-C or a kill the same command with ``--resume`` goes on.
 """
@@ -33,6 +32,7 @@ from utils.tfrecord import read_info, shards
 from utils.training import STRATEGIES, Place, Resumable, ResumableRun, warm_up_cosine
 
 SHIFT = 4  # pixels by which a training image is moved, at most
+SMOOTHING = 0.1  # of the labels
 BUFFER = 10_000  # records that wait to be drawn from
 VALIDATIONS = 12  # in a whole training
 PATIENCE = 4  # validations without a smaller loss, after which the training stops
@@ -103,10 +103,9 @@ with tf.Graph().as_default(), v1.Session() as session:
 # %%
 # ... to tf.data
 # --------------
-# Today each of these steps is a method of a ``Dataset``: a list of files, ``shuffle`` with a buffer
-# in place of ``min_after_dequeue``, ``batch``, ``map`` to decode, and ``prefetch`` in place of the
-# queue of batches. Iterating starts the threads, and an exception reaches the loop. A whole batch
-# is parsed at one go.
+# Today each of these steps is a method of a ``Dataset``: ``shuffle`` with a buffer in place of
+# ``min_after_dequeue``, ``batch``, ``map`` to decode, ``prefetch`` in place of the queue of
+# batches. Iterating starts the threads, and an exception reaches the loop.
 
 
 def read(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -182,8 +181,7 @@ crossentropy = tf.nn.sparse_softmax_cross_entropy_with_logits
 images, classes = next(iter(validation))
 logits = predict(images)  # [b, 4, 10]
 labels_of_heads = tf.unstack(classes, axis=1)  # four labels for each image: 4 × [b]
-logits_of_heads = tf.unstack(logits, axis=1)  # 4 × [b, 10]
-pairs = zip(labels_of_heads, logits_of_heads, strict=True)
+pairs = zip(labels_of_heads, tf.unstack(logits, axis=1), strict=True)
 losses_of_heads = [tf.reduce_mean(crossentropy(*pair)) for pair in pairs]
 print("Losses of the heads, untrained:", *(f"{loss:.2f}" for loss in losses_of_heads))
 
@@ -194,11 +192,16 @@ print("Losses of the heads, untrained:", *(f"{loss:.2f}" for loss in losses_of_h
 #
 # The weights of a head get a gradient from their own term only, the shared layers from all terms. A
 # network that knows nothing gives each of ten digits 1/10, so its loss is 4 ln 10 = 9.21.
+#
+# In training the labels are *smoothed*: the true character gets a probability below 1, the others
+# share the rest (C. Szegedy et al., 2016, arXiv 1512.00567). So the network isn't driven to be ever
+# surer of images that it has seen often, and with few images it reads others better.
 
 
-def losses_of(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+def losses_of(logits: tf.Tensor, classes: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
     """The loss of each image [b], for logits [b, positions, characters]."""
-    return tf.reduce_sum(crossentropy(classes, logits), axis=1)
+    truth = (1 - smoothing) * tf.one_hot(classes, len(alphabet)) + smoothing / len(alphabet)
+    return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(truth, logits), axis=1)
 
 
 assert np.isclose(tf.add_n(losses_of_heads), tf.reduce_mean(losses_of(logits, classes)))
@@ -244,9 +247,9 @@ with place.strategy.scope():
 # %%
 # One step
 # --------
-# With one device this is the usual custom step. ``strategy.run`` makes it work for several: each
-# replica computes the gradient for its part of the batch, and ``apply_gradients`` adds them up. So
-# each divides its sum of losses by the size of the *whole* batch.
+# ``strategy.run`` makes the usual custom step work for several devices: each replica computes the
+# gradient for its part of the batch, and ``apply_gradients`` adds them up. So each divides its sum
+# of losses by the size of the *whole* batch.
 
 
 @tf.function
@@ -255,7 +258,8 @@ def train_step(images: Any, classes: Any) -> tf.Tensor:
 
     def on_one_replica(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(losses_of(network(images, training=True), classes)) / batch_size
+            logits = network(images, training=True)
+            loss = tf.reduce_sum(losses_of(logits, classes, SMOOTHING)) / batch_size
         gradients = tape.gradient(loss, network.trainable_variables)
         optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
         return loss
@@ -288,9 +292,9 @@ def evaluate() -> dict[str, float]:
 # %%
 # The training
 # ------------
-# A checkpoint holds the weights, Adam's averages and the step, nothing else. After a kill,
-# ``Resumable`` reads it, and ``train_batches`` begins where it was. The training stops early when
-# four validations in a row brought no smaller loss.
+# A checkpoint holds the weights, Adam's averages and the step. After a kill ``Resumable`` reads it,
+# and ``train_batches`` begins where it was. The training stops early when four validations in a row
+# brought no smaller loss.
 
 tf.config.experimental.enable_op_determinism()
 training = Resumable(run, place, network, optimizer)
@@ -325,9 +329,8 @@ training.close()
 # %%
 # The result
 # ----------
-# The best model is loaded from its files, as the next scripts load it, and reads the validation
-# images once more. It was chosen on these images, so its accuracy here is a little flattered.
-# ``04_test.py`` has images that nothing was chosen on.
+# The best model is loaded from its files and reads the validation images once more. It was chosen
+# on these images, so its accuracy is a little flattered: ``04_test.py`` has others.
 
 trained = captcha.load_recogniser(run.path("model"))
 images, classes = (np.stack(part) for part in zip(*now, strict=True))  # all validation images

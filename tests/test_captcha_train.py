@@ -230,7 +230,11 @@ def test_the_loss_is_the_sum_of_the_heads_cross_entropies(whole):
     p = np.exp(logits.astype(np.float64))
     p /= p.sum(axis=-1, keepdims=True)
     wanted = -np.log(np.take_along_axis(p, classes[..., np.newaxis], axis=-1)).sum(axis=(1, 2))
-    np.testing.assert_allclose(whole[0].variables["losses_of"](logits, classes), wanted, rtol=1e-5)
+    losses_of = whole[0].variables["losses_of"]
+    np.testing.assert_allclose(losses_of(logits, classes), wanted, rtol=1e-5)
+    # Smoothed, a tenth of the label is shared by all ten characters.
+    smoothed = 0.9 * wanted - 0.1 * np.log(p).mean(axis=-1).sum(axis=1)
+    np.testing.assert_allclose(losses_of(logits, classes, 0.1), smoothed, rtol=1e-5)
 
 
 def test_scores_count_every_image_once(whole, monkeypatch):

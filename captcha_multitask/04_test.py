@@ -9,9 +9,8 @@ Run, after ``03_train.py``::
     python captcha_multitask/04_test.py
 
 You should see: the share of the test captchas that are read right as a whole, with the range that
-this number is good for, and the confidence below which ``05_recognize.py`` should not answer.
-``confusion.png`` shows which characters are mixed up, ``calibration.png`` what a confidence is
-worth, ``mistakes.png`` the images themselves. All readings are in ``predictions.csv``.
+this number is good for, and the confidence below which ``05_recognize.py`` should not answer. Three
+figures show which characters are mixed up, what a confidence is worth, and the mistakes.
 
 Time: 10 s for 3,000 images on two CPU cores.
 """

@@ -9,7 +9,7 @@ Run, after ``01_generate_images.py`` or with a folder of captchas from elsewhere
 
     python captcha_multitask/02_images_to_tfrecords.py
 
-You should see: a record as text, a table of the splits; the records are in ``data/captcha/records``.
+You should see: a record as text, a table of the splits. The records are in ``data/captcha``.
 ``characters.png`` shows that each digit stands in each position about equally often.
 
 Time: 30 s on two CPU cores. The text of ``0427.jpg`` and ``0427_any.png`` is 0427, the name up to

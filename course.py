@@ -53,7 +53,15 @@ except ModuleNotFoundError as error:
     )
 
 ROOT = Path(__file__).resolve().parent
-CHAPTERS = (*records.CHAPTERS, "inception_v3", "captcha_multitask")
+CHAPTERS = (
+    "first_try",
+    "linear",
+    "tensorboard_demos",
+    "cnn",
+    "rnn",
+    "inception_v3",
+    "captcha_multitask",
+)
 COLOURS = {"ok": "green", "skipped": "cyan", "failed": "red", "stopped": "yellow"}
 LAST_LINES = 20  # of a failed script's output
 SEEDS = 3  # with which a script that states a test accuracy is recorded

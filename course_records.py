@@ -22,7 +22,7 @@ from utils.run import format_metric
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "docs" / "results"
-CHAPTERS = ("first_try", "linear", "tensorboard_demos", "cnn", "rnn")  # that are recorded
+CHAPTERS = ("first_try", "linear", "tensorboard_demos", "cnn", "rnn", "captcha_multitask")
 READMES = ("README.md", "README.zh-CN.md", *(f"{chapter}/README.md" for chapter in CHAPTERS))
 HEADS = (["result", "time"], ["结果", "用时"])  # the last two columns of the tables
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -262,13 +262,13 @@ def measured_on(records: Sequence[dict[str, Any]], chinese: bool = False) -> str
             f"测量环境：{machine['cpu']} 的 {machine['cores']} 个核心（{gpus or '无 GPU'}），"
             f"`course.py check` 测得卷积速度 {speed:.0f} GFLOP/s；"
             f"{libraries.replace(', ', '，')}，Python {versions['python']}。"
-            f"前五章的脚本各运行一次，共 {minutes:.0f} 分钟。\n"
+            f"有记录的脚本各运行一次，共 {minutes:.0f} 分钟。\n"
         )
     return (
         f"Measured on {machine['cores']} cores of an {machine['cpu']} ({gpus or 'no GPU'}) that "
         f"does {speed:.0f} GFLOP/s\nin the convolution of `course.py check`, with {libraries} and "
-        f"Python {versions['python']}.\nThe scripts of the first five chapters take "
-        f"{minutes:.0f} minutes together, each run once.\n"
+        f"Python {versions['python']}.\nRun once each, the recorded scripts take "
+        f"{minutes:.0f} minutes.\n"
     )
 
 

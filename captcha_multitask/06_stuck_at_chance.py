@@ -150,6 +150,7 @@ run.finish(
         "he_loss": history["he"]["loss"][-1],
         "slim_spread": spreads["slim", "logits"],
         "he_spread": spreads["he", "logits"],
+        "chance_loss": chance,
     },
     data={"source": readable(args.records), "stand_in": False},
     parameters=networks["he"].count_params(),

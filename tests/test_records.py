@@ -72,7 +72,7 @@ def wrong_figures(text: str, numbers: list[float], free: set[float], all_of_it: 
     return wrong
 
 
-def test_all_scripts_of_the_first_five_chapters_have_records_of_the_code_as_it_is():
+def test_the_recorded_chapters_have_records_of_the_code_as_it_is():
     stale = {name: why for name in OURS if (why := course_records.why_stale(name))}
     assert not stale
 

@@ -35,7 +35,7 @@ SHIFT = 4  # pixels by which a training image is moved, at most
 SMOOTHING = 0.1  # of the labels
 BUFFER = 10_000  # records that wait to be drawn from
 VALIDATIONS = 12  # in a whole training
-PATIENCE = 4  # validations without a smaller loss, after which the training stops
+PATIENCE = 6  # validations without a smaller loss, after which the training stops
 
 parser = make_parser(__doc__)
 add, quick = parser.add_argument, FOLDER / "quick"
@@ -273,8 +273,8 @@ def train_step(images: Any, classes: Any) -> tf.Tensor:
 # --------------
 # A captcha is read if *all* its characters are right. That is the accuracy to report: with 99 % of
 # the characters right, only about 96 % of the captchas are. It is taken over all validation images,
-# with the weights as they are and dropout off. The best model is the one with the smallest
-# validation *loss*. The accuracy would be a poor judge: with 1,000 images it often ties.
+# with the weights as they are and dropout off. The best model is the one with the smallest *loss*,
+# with smoothed labels as in training. The accuracy would be a poor judge: with few images it ties.
 
 
 def evaluate() -> dict[str, float]:
@@ -282,7 +282,7 @@ def evaluate() -> dict[str, float]:
     pairs = [(predict(images), classes) for images, classes in validation]
     logits, classes = (tf.concat(part, axis=0) for part in zip(*pairs, strict=True))
     right = logits.numpy().argmax(axis=-1) == classes.numpy()  # [n, positions]
-    scores = {"loss": tf.reduce_mean(losses_of(logits, classes))}
+    scores = {"loss": tf.reduce_mean(losses_of(logits, classes, SMOOTHING))}
     scores |= {"whole_captcha_accuracy": right.all(axis=1).mean()}
     scores |= {"character_accuracy": right.mean()}
     scores |= {f"position_{k + 1}_accuracy": a for k, a in enumerate(right.mean(axis=0))}
@@ -293,7 +293,7 @@ def evaluate() -> dict[str, float]:
 # The training
 # ------------
 # A checkpoint holds the weights, Adam's averages and the step. After a kill ``Resumable`` reads it,
-# and ``train_batches`` begins where it was. The training stops early when four validations in a row
+# and ``train_batches`` begins where it was. The training stops early when six validations in a row
 # brought no smaller loss.
 
 tf.config.experimental.enable_op_determinism()

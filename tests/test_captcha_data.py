@@ -532,7 +532,7 @@ def test_texts_from_a_csv_file_and_folded(tmp_path):
     flags += ("--labels", tmp_path / "texts.csv")
     lesson = run_lesson(CONVERT, tmp_path / "run", *flags, "--fold-case")
     texts = [text for _, text in records_of(out)["train"]]
-    assert texts == ["a/b", "a/b", "b.a", "b.a", "a.."]
+    assert sorted(texts) == ["a..", "a/b", "a/b", "b.a", "b.a"]
     assert read_info(out)["about"]["alphabet"] == "./ab"
     assert "Warning: each of '/'" not in lesson.output
     rejected = json.loads((tmp_path / "run" / "rejected.json").read_text(encoding="utf-8"))

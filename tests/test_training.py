@@ -50,8 +50,8 @@ def test_the_rate_rises_evenly_and_falls_along_half_a_cosine(warm_up, start):
 
 @pytest.fixture
 def heard() -> Iterator[None]:
-    """Whatever a test does with Ctrl-C, the next test finds it as it was."""
-    before = signal.getsignal(signal.SIGINT)
+    """Ctrl-C interrupts, whatever an earlier test left; the next test finds it as it was."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 

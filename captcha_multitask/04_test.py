@@ -229,9 +229,9 @@ else:
 # What a confidence is worth
 # --------------------------
 # A recogniser is *calibrated* if of all readings with a confidence near 0.8 eight in ten are right.
-# Networks tend to be too sure of themselves: the training rewards a larger probability for the
-# truth even where all answers are right already (Guo et al., 2017, arXiv 1706.04599). A good
-# recogniser has nearly all readings at the right end, so the other points come from a few images.
+# Most networks are too sure of themselves (Guo et al., 2017, arXiv 1706.04599). Ours is the
+# opposite: smoothed labels taught it that no character is quite certain. So its confidence is no
+# probability of being right. But it is larger where more is right, and refusing needs no more.
 
 figure, (left, side) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
 CalibrationDisplay.from_predictions(right, confidence, n_bins=BINS, ax=left, color=BLUE)

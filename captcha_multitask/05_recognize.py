@@ -8,7 +8,7 @@ other programs, and the same network without TensorFlow.
 Run, after ``03_train.py``, with images or folders of images::
 
     python captcha_multitask/05_recognize.py 0427.png my_captchas/
-    python captcha_multitask/05_recognize.py --at-least 0.98 --json my_captchas/ > readings.json
+    python captcha_multitask/05_recognize.py --at-least 0.5 --json my_captchas/ > readings.json
     python captcha_multitask/05_recognize.py --export onnx my_captchas/
 
 You should see: the text of each image and how sure the recogniser is of it, compared with the text

@@ -14,7 +14,7 @@ You should see: 60,000 images such as ``0427_000123.png`` in ``data/captcha/imag
 ``captchas.json``, which says how they were drawn. ``samples.png`` shows the first 24 of them,
 ``styles.png`` four texts in every style.
 
-Time: 2 minutes on two CPU cores. After Ctrl-C, a kill or a full disk the same command draws the
+Time: 1 minute on two CPU cores. After Ctrl-C, a kill or a full disk the same command draws the
 images that are missing. A larger ``--count`` adds images to those that are there.
 """
 

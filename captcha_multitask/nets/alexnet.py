@@ -1,7 +1,17 @@
 """AlexNet in its second version, the ``alexnet_v2`` of TensorFlow 1's slim.
 
 Source: A. Krizhevsky, *One weird trick for parallelizing convolutional neural networks*, 2014,
-arXiv 1404.5997. Here its last layer, fc8, is there once for each position of the captcha.
+arXiv 1404.5997.
+
+slim's file built it from ``slim.conv2d`` and ``slim.max_pool2d`` inside a ``slim.arg_scope``, which
+gave all layers relu, biases of 0.1 and a weight decay of 0.0005. It returned the logits of fc8 and
+a dictionary of all outputs. Programs for captchas replaced fc8 by four layers side by side, from
+``logits0`` to ``logits3``, one for each character. So does this file, in Keras layers and without
+the weight decay.
+
+Why four heads, and not one over all texts? A layer for 10,000 texts on the 4,096 units of fc7 has
+41 million parameters and learns each text by itself. Four layers for ten digits have 163,880, and
+can read a text that was in no training image.
 """
 
 import keras

@@ -12,6 +12,8 @@ initial weights and another order of the images.
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -24,7 +26,11 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-CHAPTER = Path(__file__).resolve().parents[1] / "captcha_multitask"
+from utils.run import quoted, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTER = ROOT / "captcha_multitask"
+RESULTS = ROOT / "docs" / "results" / "captcha_multitask"
 ALPHABET = "2345678bcdefgmnpwxy"
 LENGTH, WIDTH, HEIGHT = 5, 200, 50
 FONTS = ("DejaVu Serif", "DejaVu Sans", "DejaVu Sans Mono", "STIXGeneral")
@@ -70,6 +76,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--hard", action="store_true", help="more fonts and lines")
     parser.add_argument("--init", type=Path, help="a trained model to begin with")
+    parser.add_argument("--record", metavar="NAME", help="keep the figures in docs/results")
     parser.add_argument("train", nargs="*", help="after --: more flags for 03_train.py")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="foreign-"))
@@ -105,11 +112,21 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
             f"{trained['train_seconds']:.0f} s training, {trained['metrics']['steps']:.0f} steps",
             flush=True,
         )
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     print(
         f"{args.count:,} images: {statistics.fmean(accuracies):.2%} ± {spread:.2%} over "
         f"{len(accuracies)} splits, {statistics.fmean(all_seconds):.0f} s each"
     )
+    if args.record:
+        figures = {"whole_captcha_accuracy": (accuracies, spread), "seconds": (all_seconds, None)}
+        metrics = {
+            name: {"mean": statistics.fmean(values), "sd": sd, "values": values}
+            for name, (values, sd) in figures.items()
+        }
+        command = quoted("python", "benchmarks/captcha_foreign.py", *sys.argv[1:])
+        machine = f"{platform.machine()}, {os.cpu_count()} cores"
+        record = {"command": command, "metrics": metrics, "machine": machine}
+        write_json(RESULTS / f"{args.record}.json", record)
 
 
 if __name__ == "__main__":

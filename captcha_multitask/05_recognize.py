@@ -16,7 +16,7 @@ that the file's name states, if it does, as ``0427.png`` and ``0427_000123.png``
 chooses a P for ``--at-least P``. A file that can't be read is reported and the exit status is 1.
 With ``--json`` standard output has a JSON array and nothing else.
 
-Time: 6 s for a few images on two CPU cores, 3 s more for 3,000.
+Time: 5 s for a few images on two CPU cores, 2 s more for 3,000.
 """
 
 import importlib.util

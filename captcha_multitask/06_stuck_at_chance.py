@@ -107,9 +107,9 @@ for layer in LAYERS:
 # ------------------------------
 # With slim's weights the logits are the same for all images. The best constant answer is "all
 # characters are equally likely". The biases learn it at once, and there the loss stays: the
-# gradient of the lower layers comes down through the same small weights and is as small. Adam makes
-# up for that in the end, since it divides each gradient by its usual size, but it takes long. With
-# He's weights the loss begins to fall as soon as the logits tell images apart.
+# gradient of the lower layers comes down through the same small weights and is as small. Adam
+# divides each gradient by its usual size, but even that does not help within these steps. With He's
+# weights the loss begins to fall as soon as the logits tell images apart.
 #
 # ``compact`` needs no such care. Batch normalisation measures the signal after every layer and
 # scales it.

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ROOT, load_script
+from helpers import ROOT, load_script, run_program
 
 from data.captchas import Captchas, encode_text
 
@@ -215,3 +215,24 @@ def test_the_accuracy_stated_is_that_of_04(tmp_path):
     accuracy = result["metrics"]["whole_captcha_accuracy"]
     assert f"{accuracy:.2%} ({low:.2%} to {high:.2%})" in done.stdout
     assert 0 < characters < 1, "else nothing would be compared"
+
+
+def test_foreign_captchas_are_drawn_repeatably_and_tested_by_the_readme_s_commands():
+    foreign = load_script("benchmarks/captcha_foreign.py")
+    one, again, other, hard = (
+        np.asarray(foreign.draw(np.random.default_rng(seed), "2bmw8", is_hard))
+        for seed, is_hard in ((1, False), (1, False), (2, False), (1, True))
+    )
+    assert (one.shape, one.dtype) == ((50, 200), np.uint8)
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one, hard)
+
+    flags = ("--count", "80", "--splits", "1", "--", "--steps", "12")
+    done = run_program("benchmarks/captcha_foreign.py", *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = re.search(r"seed 1: ([\d.]+)% of (\d+) test images, .*, (\d+) steps", done.stdout)
+    assert told and 6 < int(told[3]) <= 12, done.stdout  # patience may end it early
+    right = float(told[1]) / 100 * int(told[2])
+    assert right == pytest.approx(round(right), abs=0.01), "a whole number of images"
+    assert f"80 images: {told[1]}%" in done.stdout

@@ -15,7 +15,7 @@ class Net(NamedTuple):
     Attributes:
         heads: makes of images, float32 [n, height, width, 1], the heads' logits.
         input_size: from the number of positions to the height and width that the network sees.
-        batch_size, learning_rate: chosen by the validation loss on four digits, 60×160.
+        batch_size, learning_rate: found by trial on four digits, 60×160.
     """
 
     heads: Callable[..., list[keras.KerasTensor]]

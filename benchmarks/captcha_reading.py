@@ -55,12 +55,20 @@ def draw(index: int) -> tuple[list[int], np.ndarray]:
     return encode_text(text, CAPTCHAS.alphabet), np.asarray(image.convert("L"))[..., np.newaxis]
 
 
-def as_png(item: tuple[list[int], np.ndarray]) -> dict[str, Any]:
-    return {"image": png_file(item[1]), "classes": item[0]}
+def as_png(item: tuple[list[int], np.ndarray]) -> tf.train.Example:
+    return example(png_file(item[1]), item[0])
 
 
-def as_pixels(item: tuple[list[int], np.ndarray]) -> dict[str, Any]:
-    return {"image": item[1].tobytes(), "classes": item[0]}
+def as_pixels(item: tuple[list[int], np.ndarray]) -> tf.train.Example:
+    return example(item[1].tobytes(), item[0])
+
+
+def example(image: bytes, classes: list[int]) -> tf.train.Example:
+    features = {
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+        "classes": tf.train.Feature(int64_list=tf.train.Int64List(value=classes)),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features))
 
 
 def write_files(folder: Path, images: int, workers: int) -> dict[str, Path]:
@@ -68,8 +76,8 @@ def write_files(folder: Path, images: int, workers: int) -> dict[str, Path]:
     drawing = Parallel(workers, return_as="generator")(delayed(draw)(i) for i in range(images))
     items = list(track(drawing, "drawing", total=images))
     folders = {"png": folder / "png", "raw": folder / "raw"}
-    for (kind, place), features in zip(folders.items(), (as_png, as_pixels), strict=True):
-        write_dataset(place, {"train": items}, features, about={"kind": kind})
+    for (kind, place), to_example in zip(folders.items(), (as_png, as_pixels), strict=True):
+        write_dataset(place, {"train": items}, to_example, about={"kind": kind})
     return folders
 
 

@@ -143,11 +143,16 @@ SPEC = {
 }
 
 
-def features(index: int) -> dict[str, Any]:
+def example_of(index: int) -> tf.train.Example:
     """A record of the course: the grey image as a PNG file, and the classes."""
     text, image = CAPTCHAS.draw(index)
-    grey = np.asarray(image.convert("L"))[..., np.newaxis]
-    return {"image": png_file(grey), "classes": encode_text(text, CAPTCHAS.alphabet)}
+    png = png_file(np.asarray(image.convert("L"))[..., np.newaxis])
+    classes = encode_text(text, CAPTCHAS.alphabet)
+    features = {
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
+        "classes": tf.train.Feature(int64_list=tf.train.Int64List(value=classes)),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features))
 
 
 def decode(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -198,7 +203,7 @@ def main() -> None:
     rates = [([], []) for _ in CONVOLUTIONS]  # GFLOP/s: forward, with gradients
     in_memory, from_records, peaks, waiting = [], [], [], []
     with tempfile.TemporaryDirectory() as name:
-        write_dataset(Path(name), {"train": range(args.images)}, features, workers=os.cpu_count())
+        write_dataset(Path(name), {"train": range(args.images)}, example_of, threads=2)
         records = tf.data.TFRecordDataset(shards(Path(name), "train")[0])
         records = records.shuffle(10_000, 1).repeat().batch(args.batch_size)
         batches = iter(records.map(decode, num_parallel_calls=2).prefetch(2))

@@ -21,7 +21,7 @@ import os
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -199,26 +199,29 @@ splits = {split: some for split, some in splits.items() if some}
 # character's place in the alphabet. We write two records by hand and read them back by hand.
 
 
-def features_of(picture: Picture) -> dict[str, Any]:
+def example_of(picture: Picture) -> tf.train.Example:
     """What a record holds: a grey PNG file, and the class of each character."""
     png = (folder / picture.name).read_bytes()
     grey = png[24:26] == b"\x08\x00" and is_plain(png)  # 8 bits a pixel, and one colour
     if not grey or picture.size != size:
         png = captchas.png_file(load_image(folder / picture.name, size))
-    return {"image": png, "classes": captchas.encode_text(picture.text, alphabet)}
+    classes = captchas.encode_text(picture.text, alphabet)
+    features = {
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
+        "classes": tf.train.Feature(int64_list=tf.train.Int64List(value=classes)),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features))
 
 
 two, path = [*pictures.values()][:2], str(run.path("two.tfrecord"))
 with tf.io.TFRecordWriter(path) as writer:
     for picture in two:
-        item = features_of(picture)
-        image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[item["image"]]))
-        classes = tf.train.Feature(int64_list=tf.train.Int64List(value=item["classes"]))
-        features = tf.train.Features(feature={"image": image, "classes": classes})
-        example = tf.train.Example(features=features)
+        example = example_of(picture)
         writer.write(example.SerializeToString())
-example.features.feature["image"].bytes_list.value[0] = item["image"][:16]
-print(f"A record; of its image the first 16 of {len(item['image']):,} bytes:\n{example}")
+png = example.features.feature["image"].bytes_list.value  # a list of one
+print(f"A record; of its image the first 16 of {len(png[0]):,} bytes:")
+png[0] = png[0][:16]
+print(example)
 
 spec = {"image": tf.io.FixedLenFeature([], tf.string)}
 spec["classes"] = tf.io.FixedLenFeature([length], tf.int64)
@@ -236,8 +239,9 @@ for record, picture in zip(tf.data.TFRecordDataset(path), two, strict=True):
 
 about = {"kind": "captcha", "alphabet": alphabet, "length": length}
 about |= {"width": width, "height": height, "source": settings}
+about |= {"features": {"image": "bytes, a grey PNG file", "classes": f"int64 [{length}]"}}
 try:
-    write_dataset(out, splits, features_of, workers=os.cpu_count(), about=about)
+    write_dataset(out, splits, example_of, threads=os.cpu_count(), about=about)
 except (OSError, ValueError) as error:
     raise SystemExit(f"The records could not be written: {error}") from None
 

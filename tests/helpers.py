@@ -45,6 +45,23 @@ def run_program(
     )
 
 
+def make_example(**values: Any) -> Any:
+    """A ``tf.train.Example`` with a feature for each value: bytes, numbers, or lists of them."""
+    import tensorflow as tf
+
+    features = {}
+    for name, value in values.items():
+        one_kind = np.ravel(np.array(value, object)).tolist()  # bytes keep zeros at their end
+        some = [int(v) if isinstance(v, np.integer) else v for v in one_kind]
+        if isinstance(some[0], bytes):
+            features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=some))
+        elif isinstance(some[0], int):
+            features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=some))
+        else:
+            features[name] = tf.train.Feature(float_list=tf.train.FloatList(value=some))
+    return tf.train.Example(features=tf.train.Features(feature=features))
+
+
 @dataclass(frozen=True)
 class Finished:
     """A script's run that succeeded: what it printed, its folder and its ``result.json``."""

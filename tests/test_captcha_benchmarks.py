@@ -110,13 +110,7 @@ def test_waiting_is_the_time_until_a_batch_comes(throughput, monkeypatch):
 
 
 def test_records_hold_what_the_network_takes(throughput):
-    records = [throughput.features(index) for index in range(3)]
-    example = tf.train.Example()
-    files = []
-    for record in records:
-        example.features.feature["image"].bytes_list.value[:] = [record["image"]]
-        example.features.feature["classes"].int64_list.value[:] = record["classes"]
-        files.append(example.SerializeToString())
+    files = [throughput.example_of(index).SerializeToString() for index in range(3)]
     images, classes = throughput.decode(tf.constant(files))
     for index, (image, row) in enumerate(zip(images.numpy(), classes.numpy(), strict=True)):
         text, drawn = Captchas().draw(index)

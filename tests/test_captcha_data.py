@@ -500,6 +500,7 @@ def test_odd_files_are_read_as_a_person_sees_them_and_bad_ones_named(tmp_path):
         assert str(folder) not in rejected[name]
     assert lesson.metrics == {"images": 17, "left_out": 15, "train_images": 17}
     about = {"kind": "captcha", "alphabet": "0123456789", "length": 4, "width": 160}
+    about |= {"features": {"image": "bytes, a grey PNG file", "classes": "int64 [4]"}}
     assert read_info(out)["about"] == about | {"height": 60, "source": {}}
 
     stored = {text: png for png, text in records_of(out)["train"]}
@@ -598,6 +599,7 @@ def test_records_hold_the_files_as_two_other_readers_see_them(chain):
     folder, out = chain.variables["folder"], chain.variables["out"]
     about = read_info(out)["about"]
     source = about.pop("source")
+    assert about.pop("features") == {"image": "bytes, a grey PNG file", "classes": "int64 [5]"}
     assert about == {
         "kind": "captcha",
         "alphabet": "abcXYZ",
@@ -688,7 +690,6 @@ def test_the_split_of_an_image_depends_on_nothing_but_itself(tmp_path):
 def test_worker_processes_import_no_tensorflow(chain):
     picture = next(iter(chain.variables["pictures"].values()))
     jobs = [
-        (chain.variables["features_of"], picture),
         (chain.variables["look_at"], chain.variables["folder"] / picture.name, picture.text),
     ]
     program = (

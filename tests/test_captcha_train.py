@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ROOT, Lesson, run_lesson
+from helpers import ROOT, Lesson, make_example, run_lesson
 
 from data.captchas import ALPHABETS, Captchas, encode_text, png_file
 from models import captcha
@@ -63,10 +63,10 @@ def small_compact(dropout: float) -> Any:
 def write_records(folder: Path, alphabet: str = DIGITS, length: int = 4) -> Path:
     captchas = Captchas(alphabet, length)
 
-    def record(number: int) -> dict[str, Any]:
+    def record(number: int) -> tf.train.Example:
         text, image = captchas.draw(number)
         png = png_file(np.asarray(image.convert("L"))[..., np.newaxis])
-        return {"image": png, "classes": encode_text(text, alphabet)}
+        return make_example(image=png, classes=encode_text(text, alphabet))
 
     numbers = range(TRAIN + VALIDATION)
     about = {"kind": "captcha", "alphabet": alphabet, "length": length, "source": {}}
@@ -734,11 +734,11 @@ def test_records_and_models_that_do_not_fit(whole, records, tmp_path, capsys):
     said = refused(capsys, tmp_path / "nowhere", tmp_path)
     assert "dataset.json is missing" in said
     folder = tmp_path / "numbers"
-    write_dataset(folder, {"train": [1], "validation": [2]}, lambda i: {"number": i})
+    write_dataset(folder, {"train": [1], "validation": [2]}, lambda i: make_example(number=i))
     assert "holds no captchas" in refused(capsys, folder, tmp_path)
     folder = tmp_path / "no_validation"
     about = read_info(records)["about"]
-    write_dataset(folder, {"train": [1]}, lambda i: {"number": i}, about=about)
+    write_dataset(folder, {"train": [1]}, lambda i: make_example(number=i), about=about)
     assert "no split 'validation'" in refused(capsys, folder, tmp_path)
     assert "holds no model" in refused(capsys, records, tmp_path, "--init", tmp_path / "numbers")
     model = shutil.copytree(whole[0].folder / "model", tmp_path / "model")

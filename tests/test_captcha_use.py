@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from helpers import Lesson, run_lesson, run_program
+from helpers import Lesson, make_example, run_lesson, run_program
 from keras import ops
 from PIL import Image
 from scipy import stats
@@ -69,15 +69,15 @@ def image_of(index: int, size: tuple[int, int] = (160, 60)) -> Image.Image:
 def write_records(
     folder: Path, splits: dict[str, Iterable[int]], size: tuple[int, int] = (160, 60)
 ) -> Path:
-    def features(index: int) -> dict[str, Any]:
+    def example(index: int) -> Any:
         file = io.BytesIO()
         image_of(index, size).save(file, "PNG")
         classes = captchas.encode_text(answer_to(index)[0], DIGITS)
-        return {"image": file.getvalue(), "classes": classes}
+        return make_example(image=file.getvalue(), classes=classes)
 
     about = {"kind": "captcha", "alphabet": DIGITS, "length": 4, "source": {}}
     about |= {"width": size[0], "height": size[1]}
-    write_dataset(folder, {k: list(v) for k, v in splits.items()}, features, about=about)
+    write_dataset(folder, {k: list(v) for k, v in splits.items()}, example, about=about)
     return folder
 
 
@@ -249,7 +249,7 @@ def test_damaged_and_missing_records(records, model, tmp_path):
     message = refused(TEST, run, *fixed, tmp_path / "no")
     assert "dataset.json is missing" in message
     assert "02_images_to_tfrecords.py" in message
-    write_dataset(tmp_path / "other", {"test": [1]}, lambda i: {"number": i})
+    write_dataset(tmp_path / "other", {"test": [1]}, lambda i: make_example(number=i))
     assert "holds no captchas" in refused(TEST, run, *fixed, tmp_path / "other")
 
 
@@ -382,14 +382,14 @@ def test_an_image_of_another_size_gives_the_same_reading_in_04_and_05(network, h
     files = sorted(hundred.iterdir())[:40]
     alphabet = captchas.ALPHABETS["lower"][:19]
 
-    def features(path: Path) -> dict[str, Any]:
+    def example(path: Path) -> Any:
         file = io.BytesIO()
         Image.open(path).convert("L").save(file, "PNG")
         classes = captchas.encode_text(path.stem.split("_")[1], alphabet)
-        return {"image": file.getvalue(), "classes": classes}
+        return make_example(image=file.getvalue(), classes=classes)
 
     about = {"kind": "captcha", "alphabet": alphabet, "length": 5, "width": 240, "height": 80}
-    write_dataset(tmp_path / "records", {"test": files}, features, about=about)
+    write_dataset(tmp_path / "records", {"test": files}, example, about=about)
     flags = "--records", tmp_path / "records", "--model", network
     tested = run_lesson(TEST, tmp_path / "test", *flags)
     assert "240×80, the model takes 200×50" in tested.output

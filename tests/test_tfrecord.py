@@ -1,8 +1,4 @@
-"""utils/tfrecord.py: what it writes, read back by two other readers; damage; order; kills.
-
-TensorFlow is imported inside the tests, since the worker processes import this file and are to
-do without it.
-"""
+"""utils/tfrecord.py: what it writes, read back by two other readers; damage; order; kills."""
 
 import contextlib
 import hashlib
@@ -12,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from helpers import make_example
 
 from utils.tfrecord import DatasetError, read_info, shards, write_dataset
 
 # ---- made-up items, and two readers that owe nothing to utils/tfrecord.py ------------------
 
 
-def features_of(number: int) -> dict[str, Any]:
-    """Every kind of value; the image ends in zeros, which NumPy's byte strings would drop."""
+def values_of(number: int) -> dict[str, Any]:
+    """Every kind of value."""
     return {
         "image": f"picture {number}".encode() + b"\0\xff\0\0",
         "label": number,
@@ -37,13 +36,12 @@ def features_of(number: int) -> dict[str, Any]:
     }
 
 
-def numbered(number: int) -> dict[str, int]:
-    return {"number": number}
+def example_of(number: int) -> tf.train.Example:
+    return make_example(**values_of(number))
 
 
-def about_the_worker(number: int) -> dict[str, int]:
-    time.sleep(0.01)
-    return {"tensorflow": int("tensorflow" in sys.modules), "process": os.getpid()}
+def numbered(number: int) -> tf.train.Example:
+    return make_example(number=number)
 
 
 def crc32c(data: bytes) -> int:
@@ -117,8 +115,6 @@ def example_by_hand(message: bytes) -> dict[str, list]:
 
 def numbers(folder: Path) -> list[int]:
     """What TensorFlow reads from the split ``train``, whose shards are checked first."""
-    import tensorflow as tf
-
     names, count = shards(folder, "train")
     spec = {"number": tf.io.FixedLenFeature([], tf.int64)}
     records = tf.data.TFRecordDataset(names)
@@ -141,9 +137,7 @@ def numbers_0_to_99(tmp_path: Path) -> Path:
 
 
 def test_plain_tf_data_reads_it(tmp_path):
-    import tensorflow as tf
-
-    write_dataset(tmp_path, {"train": range(10), "test": [30, 20]}, features_of, shards=3)
+    write_dataset(tmp_path, {"train": range(10), "test": [30, 20]}, example_of, shards=3)
     spec = {
         "image": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.FixedLenFeature([], tf.int64),
@@ -158,7 +152,7 @@ def test_plain_tf_data_reads_it(tmp_path):
         assert len(list(records)) == len(wanted)
         for record, number in zip(records, wanted, strict=True):
             example = tf.io.parse_single_example(record, spec)
-            expected = features_of(number)
+            expected = values_of(number)
             assert example["image"].numpy() == expected["image"]
             assert example["names"].numpy().tolist() == expected["names"]
             for name in ("label", "digits", "weight", "grid"):
@@ -167,7 +161,7 @@ def test_plain_tf_data_reads_it(tmp_path):
 
 def test_the_file_format_read_by_hand(tmp_path):
     assert crc32c(b"123456789") == 0xE3069283, "the check value of the CRC's definition"
-    write_dataset(tmp_path, {"train": range(5)}, features_of)
+    write_dataset(tmp_path, {"train": range(5)}, example_of)
     info = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
     number = 0
     for shard in info["splits"]["train"]:
@@ -177,7 +171,7 @@ def test_the_file_format_read_by_hand(tmp_path):
         assert shard["records"] == len(payloads)
         for payload in payloads:
             for name, values in example_by_hand(payload).items():
-                expected = np.asarray(features_of(number)[name], object).ravel().tolist()
+                expected = np.asarray(values_of(number)[name], object).ravel().tolist()
                 assert values == expected, name
             number += 1
     assert number == 5
@@ -185,17 +179,9 @@ def test_the_file_format_read_by_hand(tmp_path):
 
 def test_dataset_json_describes_the_data(tmp_path):
     about = {"classes": ["daisy", "Löwenzahn"], "height": 60}
-    write_dataset(tmp_path, {"train": range(7), "one": [4]}, features_of, shards=2, about=about)
+    write_dataset(tmp_path, {"train": range(7), "one": [4]}, example_of, shards=2, about=about)
     info = read_info(tmp_path)
     assert info["about"] == about
-    assert info["features"] == {
-        "image": {"dtype": "string", "shape": []},
-        "label": {"dtype": "int64", "shape": []},
-        "digits": {"dtype": "int64", "shape": [4]},
-        "weight": {"dtype": "float32", "shape": []},
-        "grid": {"dtype": "float32", "shape": [2, 3]},
-        "names": {"dtype": "string", "shape": [2]},
-    }
     found = {split: [s["file"] for s in some] for split, some in info["splits"].items()}
     assert found == {
         "train": ["train_00000-of-00002.tfrecord", "train_00001-of-00002.tfrecord"],
@@ -204,48 +190,25 @@ def test_dataset_json_describes_the_data(tmp_path):
     assert sorted(files(tmp_path)) == sorted(["dataset.json", *found["train"], *found["one"]])
 
 
-def test_more_workers_write_the_same_bytes(tmp_path):
+def test_more_threads_write_the_same_bytes(tmp_path):
     splits = {"train": range(300), "test": range(500, 510)}
-    write_dataset(tmp_path / "one", splits, features_of, shards=3, workers=1)
-    write_dataset(tmp_path / "two", splits, features_of, shards=3, workers=2)
+    write_dataset(tmp_path / "one", splits, example_of, shards=3, threads=1)
+    write_dataset(tmp_path / "two", splits, example_of, shards=3, threads=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_workers_share_the_items_and_need_no_tensorflow(tmp_path):
-    import tensorflow as tf  # this process has it
+def test_threads_share_the_items(tmp_path):
+    met, both = set(), threading.Barrier(2)
 
-    write_dataset(tmp_path, {"train": range(100)}, about_the_worker, workers=2)
-    spec = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("tensorflow", "process")}
-    (batch,) = tf.data.TFRecordDataset(shards(tmp_path, "train")[0]).batch(100)
-    found = tf.io.parse_example(batch, spec)
-    assert not np.any(found["tensorflow"])
-    processes = set(found["process"].numpy().tolist())
-    assert os.getpid() not in processes
-    assert len(processes) == 2
+    def example(number: int) -> tf.train.Example:
+        met.add(threading.get_ident())
+        if number < 2:
+            both.wait(timeout=60)  # ends only if two threads are here at the same time
+        return numbered(number)
 
-
-@pytest.mark.parametrize(
-    ("value", "complaint"),
-    [
-        ("text", "can't store odd = 'text'"),
-        (None, "can't store odd = None"),
-        (True, "can't store odd = True"),
-        ([b"bytes", None], "can't store odd = "),
-        ([[1, 2], [3]], "can't store odd = "),
-        (2**63, "can't store odd = 9223372036854775808"),
-    ],
-)
-def test_a_value_that_can_not_be_stored_is_named(tmp_path, value, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        write_dataset(tmp_path, {"train": [value]}, lambda item: {"odd": item})
-    assert files(tmp_path) == {}
-
-
-@pytest.mark.parametrize("other", [{"n": 1.0}, {"n": [1]}, {"m": 1}, {"n": 1, "m": 1}, {}])
-def test_items_with_unlike_features_are_refused(tmp_path, other):
-    with pytest.raises(ValueError, match="items differ in their features"):
-        write_dataset(tmp_path, {"train": [{"n": 1}], "test": [other]}, dict)
-    assert files(tmp_path) == {}
+    write_dataset(tmp_path, {"train": range(100)}, example, threads=2)
+    assert len(met) == 2
+    assert numbers(tmp_path) == list(range(100))
 
 
 def test_an_empty_split_is_refused(tmp_path):
@@ -253,9 +216,9 @@ def test_an_empty_split_is_refused(tmp_path):
         write_dataset(tmp_path, {"train": [1], "test": []}, numbered)
 
 
-def test_an_error_in_a_worker_keeps_its_kind_and_message(tmp_path):
+def test_an_error_in_a_thread_keeps_its_kind_and_message(tmp_path):
     with pytest.raises(TypeError, match="string formatting"):
-        write_dataset(tmp_path, {"train": [1, 2, "three"]}, features_of, workers=2)
+        write_dataset(tmp_path, {"train": [1, 2, "three"]}, example_of, threads=2)
     assert files(tmp_path) == {}
 
 
@@ -279,7 +242,7 @@ def test_rewriting_replaces_the_split_and_nothing_else(numbers_0_to_99):
 def test_a_rewriting_that_fails_leaves_the_old_data_set(numbers_0_to_99):
     before = files(numbers_0_to_99)
 
-    def failing(item: int) -> dict[str, int]:
+    def failing(item: int) -> tf.train.Example:
         if item == 1090:
             raise RuntimeError("item 1090 is broken")
         return numbered(item)
@@ -297,7 +260,9 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_old_data_set(numbers_0_to_99):
     try:
         with pytest.raises(OSError, match=r"can't write .*train_00000-of-00002\.tfrecord"):
             write_dataset(
-                numbers_0_to_99, {"train": range(400)}, lambda item: {"image": bytes(10_000)}
+                numbers_0_to_99,
+                {"train": range(400)},
+                lambda item: make_example(image=bytes(10_000)),
             )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -327,6 +292,7 @@ def test_broken_off_while_renaming_it_is_no_data_set(numbers_0_to_99, monkeypatc
 WRITER = """
 import sys, time
 from pathlib import Path
+from helpers import make_example
 from utils.tfrecord import write_dataset
 
 def slow(number):
@@ -334,20 +300,12 @@ def slow(number):
         Path(sys.argv[2]).touch()
     if number >= 1020:
         time.sleep(0.2)
-    return {"number": number}
+    return make_example(number=number)
 
 if __name__ == "__main__":
     items = range(1000, 100_000)  # it would take hours
-    write_dataset(Path(sys.argv[1]), {"train": items}, slow, workers=2)
+    write_dataset(Path(sys.argv[1]), {"train": items}, slow, threads=2)
 """
-
-
-def living(process: int) -> bool:
-    """Whether a process is still running (Linux only)."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").split()[2] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -357,6 +315,7 @@ def start_writer() -> Iterator[Any]:
 
     def start(*command: object) -> subprocess.Popen[str]:
         texts = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        texts |= {"env": os.environ | {"PYTHONPATH": str(Path(__file__).parent)}}  # for helpers
         words = [sys.executable, *map(str, command)]
         started.append(subprocess.Popen(words, start_new_session=True, **texts))
         return started[-1]
@@ -368,7 +327,7 @@ def start_writer() -> Iterator[Any]:
         program.communicate()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and sends signals")
+@pytest.mark.skipif(sys.platform != "linux", reason="sends signals")
 def test_killed_or_interrupted_in_the_middle_the_old_data_set_stays(tmp_path, start_writer):
     script = tmp_path / "writer.py"
     script.write_text(WRITER, encoding="utf-8")
@@ -381,10 +340,8 @@ def test_killed_or_interrupted_in_the_middle_the_old_data_set_stays(tmp_path, st
         deadline = time.monotonic() + 120
         while not mark.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        children = Path(f"/proc/{writer.pid}/task/{writer.pid}/children").read_text("utf-8")
-        assert len(children.split()) >= 2
         if how == signal.SIGINT:
-            os.killpg(writer.pid, how)  # the workers too, as Ctrl-C does
+            writer.send_signal(how)
             errors = writer.communicate(timeout=60)[1]
         else:
             writer.kill()
@@ -392,10 +349,6 @@ def test_killed_or_interrupted_in_the_middle_the_old_data_set_stays(tmp_path, st
         assert writer.returncode == -how
         if how == signal.SIGINT:
             assert "KeyboardInterrupt" in errors
-            deadline = time.monotonic() + 20
-            while any(living(int(child)) for child in children.split()):
-                assert time.monotonic() < deadline, "worker processes outlive their parent"
-                time.sleep(0.05)
         left = [path.name for path in folder.iterdir() if path.name.startswith(".writing-")]
         assert len(left) == (1 if how == signal.SIGKILL else 0)
         assert numbers(folder) == list(range(100))
@@ -414,8 +367,6 @@ def record_ends(content: bytes) -> list[int]:
 
 @pytest.mark.parametrize("place", ["after a record", "in a header", "in a payload", "to nothing"])
 def test_a_cut_shard_is_named(numbers_0_to_99, place):
-    import tensorflow as tf
-
     path = numbers_0_to_99 / SHARD
     content = path.read_bytes()
     ends = record_ends(content)

@@ -27,7 +27,7 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -479,10 +479,13 @@ def scale(images: Any) -> Any:
     return tf.cast(images, tf.float32) / 127.5 - 1.0
 
 
-def backbone(weights: Weights, size: int = 299) -> Any:
+def backbone(weights: Weights, size: int = 299, calibrate: Iterable[Any] | None = None) -> Any:
     """InceptionV3 up to pool3: float32 [b, size, size, 3] in [-1, 1] to features [b, 2048].
 
-    An untrained one has the same weights each time (``weights.seed``, which becomes Keras's seed).
+    An untrained one has the same random filters each time (``weights.seed``, which becomes Keras's
+    seed). Its batch normalisation takes the mean and variance of ``calibrate``, batches of images
+    as the network gets them, each a mixture of classes. Without it the signal fades from layer to
+    layer, and the features of all pictures are nearly the same. Trained weights need none.
 
     Raises:
         SystemExit: the file doesn't hold weights of this network.
@@ -496,7 +499,30 @@ def backbone(weights: Weights, size: int = 299) -> Any:
     with tf.init_scope():  # within a tf.function that is traced, loading would do nothing, silently
         model = build(include_top=False, weights=None, pooling="avg", input_shape=(size, size, 3))
         load_weights(model, weights)
+    if weights.path is None and calibrate is not None:
+        _calibrate(model, calibrate)
     return model
+
+
+def _calibrate(model: Any, batches: Iterable[Any]) -> None:
+    """Set the batch normalisation's means and variances to what they are in ``batches``, on
+    average. In training a layer normalises by its own batch, so one pass does for all layers."""
+    import keras
+    import tensorflow as tf
+
+    norms = [n for n in model.layers if isinstance(n, keras.layers.BatchNormalization)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # what was measured before is forgotten
+    normalise = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
+    measured = []
+    for images in batches:
+        normalise(images)
+        measured.append([value.numpy() for value in model.non_trainable_variables])
+    for norm, before in zip(norms, momentum, strict=True):
+        norm.momentum = before
+    for variable, values in zip(model.non_trainable_variables, zip(*measured), strict=True):
+        variable.assign(sum(values) / len(values))
 
 
 def load_weights(model: Any, weights: Weights) -> None:

@@ -5,16 +5,17 @@ A data set of photos is a folder with a folder for each class in it, whose name 
 
     my_photos/cat/*.jpg   my_photos/dog/*.jpg   …
 
-This module finds such a folder or fetches one, looks at every file before any work is done, and
-splits the photos into training, validation and test set. Run it to see what the scripts of
-``inception_v3/`` will make of a folder, or to fetch TensorFlow's flower_photos beforehand (229
-MB, 3,670 photos of five flowers, CC-BY, credits in its ``LICENSE.txt``)::
+or the same below ``train/``, ``validation/`` and ``test/``, or a CSV file with a line
+``file,label`` for each photo. This module finds such a folder or fetches one, looks at every file
+before any work is done, and splits the photos into training, validation and test set. Run it to see
 
     python data/photos.py my_photos
     python data/photos.py
 """
 
 import argparse
+import base64
+import csv
 import hashlib
 import importlib.resources
 import json
@@ -43,7 +44,7 @@ from rich.progress import track
 from rich.table import Table
 
 from data.download import DownloadError, fetch
-from data.images import SUFFIXES, encoded, load_image
+from data.images import SUFFIXES, encoded, load_image, orientation
 from utils.run import positive_int, write_json, written_whole
 
 CACHE = Path(__file__).resolve().parent
@@ -57,14 +58,19 @@ STAND_IN = "photos_stand_in"  # generated pictures
 STAND_IN_CLASSES = ("circles", "crosses", "stripes", "triangles")
 STAND_IN_COUNT = 40  # of each class
 
-JUNK = {"Thumbs.db", "desktop.ini", "Icon\r"}
+JUNK = {"Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX"}
 FEW = 20  # photos of a class; Google's retrain.py warned below this number
 FEWEST = 3  # one each to train on, to validate and to test
+BLOCK = 512  # photos that are compared with all others at a time
 CHUNK = 50  # files a worker process looks at before it reports
 SHOWN = 5  # names to print of each kind of fault
-SIDE = 16  # of the fingerprint
-NEAR = 32  # of 256 bits in which near-copies may differ; the nearest two of 600 flowers: 59
+SIDE = 24  # of the thumbnail
+NEAR = 0.98  # least likeness of near-copies; of the 600 flowers no two are above 0.67
+NEAR_FLAT = 0.995  # of pictures with little in them
+FLAT, STEP = 0.1, 8  # these have less than this share of steps of 8 of 256 levels
 NOHASH = "_nohash_"
+SETS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
+SETS |= {"val": "validation", "test": "test", "testing": "test"}  # names of folders, in any case
 
 
 class PhotosError(ValueError):
@@ -73,14 +79,16 @@ class PhotosError(ValueError):
 
 class Photo(NamedTuple):
     """A photo that can be used: its class, the SHA-256 of its file, its width and height in
-    pixels, upright, and a fingerprint of what is to be seen on it."""
+    pixels, upright, 24×24 grey pixels to find its near-copies by (none of a tiny one), and the
+    set whose folder it lies in, if any."""
 
     path: Path
     label: str
     digest: str
     width: int
     height: int
-    fingerprint: int
+    thumbnail: bytes = b""
+    part: str = ""
 
 
 class Fault(NamedTuple):
@@ -137,25 +145,22 @@ def scan(
         PhotosError: there is no such folder, or it doesn't hold photos of at least two classes.
         OSError: the folder can't be read, or the cache can't be written.
     """
-    if not folder.is_dir():
-        raise PhotosError(f"there is no folder {folder}")
-    faults, named = _list_files(folder)
-    looks = _look_at_all(
-        folder, [path for paths in named.values() for path in paths], workers, cache
-    )
+    faults, named = _list_csv(folder) if folder.is_file() else _list_files(folder)
+    folder = folder.parent if folder.is_file() else folder
+    looks = _look_at_all(folder, list(named), workers, cache)
     by_digest: dict[str, list[Photo]] = {}
     misnamed = []
-    for label, paths in named.items():
-        for path in paths:
-            look = looks[path]
-            if "kind" in look:
-                faults.append(Fault(path, look["kind"], look["detail"]))
-                continue
-            photo = Photo(path, label, look["digest"], *look["size"], int(look["print"], 16))
-            by_digest.setdefault(photo.digest, []).append(photo)
-            if look["misnamed"]:
-                misnamed.append(f"{_short(path)} is a {look['misnamed']}")
-    good: dict[str, list[Photo]] = {label: [] for label in named}
+    for path, (label, part) in named.items():
+        look = looks[path]
+        if "kind" in look:
+            faults.append(Fault(path, look["kind"], look["detail"]))
+            continue
+        grey = base64.b64decode(look["thumbnail"])
+        photo = Photo(path, label, look["digest"], *look["size"], grey, part)
+        by_digest.setdefault(photo.digest, []).append(photo)
+        if look["misnamed"]:
+            misnamed.append(f"{_short(path)} is a {look['misnamed']}")
+    good: dict[str, list[Photo]] = {label: [] for label, _ in named.values()}
     for first, *others in by_digest.values():
         if len({photo.label for photo in (first, *others)}) > 1:
             labels = " and ".join(sorted({photo.label for photo in (first, *others)}))
@@ -165,42 +170,54 @@ def scan(
             good[first.label].append(first)
             faults += [Fault(p.path, "a copy", f"of {first.path.name}") for p in others]
     notes = []
+    parts = {part for _, part in named.values()}
     for label, photos in good.items():
+        lacking = parts - {photo.part for photo in photos}
         if not photos:
-            faults.append(Fault(folder / label, "a class without a photo that can be used"))
+            kind, detail = "a class without a photo that can be used", ""
+        elif lacking:
+            kind, detail = "a class without photos in each set", f"none in {min(lacking)}"
         elif len(photos) < FEWEST:
+            kind = "a class with too few photos"
             detail = f"{len(photos)}: training, validation and test need one each"
-            faults.append(Fault(folder / label, "a class with too few photos", detail))
-        elif len(photos) < FEW:
-            notes.append(
-                f"{label!r} has {len(photos)} photos. With fewer than {FEW} of a class neither the "
-                "training nor the test is worth much"
-            )
-    classes = sorted(label for label, photos in good.items() if len(photos) >= FEWEST)
+        else:
+            if len(photos) < FEW:
+                notes.append(
+                    f"{label!r} has {len(photos)} photos. With fewer than {FEW} of a class neither "
+                    "the training nor the test is worth much"
+                )
+            continue
+        faults.append(Fault(folder / label, kind, detail))
+        good[label] = []
+    classes = sorted(label for label, photos in good.items() if photos)
     if len(classes) < 2:
         raise PhotosError(_too_few_classes(folder, classes, faults))
-    photos = [
-        photo
-        for label in classes
-        for photo in sorted(
-            sorted(good[label], key=lambda photo: photo.digest)[:per_class],
-            key=lambda photo: photo.path.name,
-        )
-    ]
+    photos = []
+    for label in classes:
+        chosen = sorted(good[label], key=lambda photo: photo.digest)
+        chosen = [p for part in parts for p in [q for q in chosen if q.part == part][:per_class]]
+        photos += sorted(chosen, key=lambda photo: (photo.part, photo.path.name))
     if misnamed:
         notes.append(_some("of another format than their names say, used all the same", misnamed))
-    strange = [
-        f"{_short(a.path)} and {_short(b.path)}"
-        for a, b in near_copies(photos)
-        if a.label != b.label
-    ]
-    if strange:
-        notes.append(_some("nearly the same photo in two classes", strange))
+    pairs: dict[str, list[str]] = {}
+    for a, b in near_copies(photos):
+        what = "nearly the same photo, kept in one set"
+        if a.part != b.part:
+            what = f"nearly the same photo for {a.part} and {b.part}"
+        if a.label != b.label:
+            what = "nearly the same photo in two classes"
+        pairs.setdefault(what, []).append(f"{_short(a.path)} and {_short(b.path)}")
+    notes += [_some(what, found) for what, found in pairs.items()]
     return Scan(folder, classes, photos, sorted(faults), notes)
 
 
 def _short(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
+
+
+def _name(path: Path, folder: Path) -> str:
+    """The path in the folder; all of it if it is elsewhere, where a CSV file may point."""
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def _some(what: str, items: Sequence[str]) -> str:
@@ -210,7 +227,7 @@ def _some(what: str, items: Sequence[str]) -> str:
 
 def _too_few_classes(folder: Path, classes: list[str], faults: list[Fault]) -> str:
     found = f"photos of only one class, {classes[0]!r}" if classes else "no class with photos"
-    reasons = [f"{f.path.relative_to(folder).as_posix()}: {f.kind} {f.detail}" for f in faults]
+    reasons = [f"{_name(f.path, folder)}: {f.kind} {f.detail}" for f in faults]
     why = f"\n  Left out: {'; '.join(reasons[:SHOWN])}" if reasons else ""
     return (
         f"{folder} holds {found}. It needs a folder for each of at least two classes, with photos "
@@ -218,26 +235,73 @@ def _too_few_classes(folder: Path, classes: list[str], faults: list[Fault]) -> s
     )
 
 
-def _list_files(folder: Path) -> tuple[list[Fault], dict[str, list[Path]]]:
-    """The faults that names tell, and the files of each class that may be photos."""
-    faults, named = [], {}
-    for entry in sorted(folder.iterdir()):
-        hidden = entry.name.startswith(".") or entry.name in JUNK or entry.name == "__MACOSX"
-        if hidden:
-            faults.append(Fault(entry, "hidden, or a system's own file"))
-        elif not entry.is_dir():
-            if entry.suffix.lower() in SUFFIXES:
-                faults.append(Fault(entry, "in no class's folder"))
-        else:
-            named[entry.name] = []
-            for path in sorted(entry.iterdir()):
-                if path.name.startswith(".") or path.name in JUNK:
-                    faults.append(Fault(path, "hidden, or a system's own file"))
-                elif path.is_dir():
-                    faults.append(Fault(path, "a folder inside a class's folder"))
-                else:
-                    named[entry.name].append(path)
+Named = dict[Path, tuple[str, str]]  # a file that may be a photo: its label and its set
+
+
+def _list_files(folder: Path) -> tuple[list[Fault], Named]:
+    """The faults that names tell, and the files that may be photos."""
+    if not folder.is_dir():
+        raise PhotosError(f"there is no folder {folder}")
+    faults: list[Fault] = []
+    named: Named = {}
+    for part, place in _sets(folder):
+        for entry in _visible(place, faults):
+            if not entry.is_dir():
+                if entry.suffix.lower() in SUFFIXES:
+                    faults.append(Fault(entry, "in no class's folder"))
+                continue
+            files = _visible(entry, faults)
+            deeper = [path for path in files if path.is_dir()]
+            faults += [Fault(path, "a folder inside a class's folder") for path in deeper]
+            named |= {path: (entry.name, part) for path in files if path not in deeper}
+            if len(files) == len(deeper):
+                faults.append(Fault(entry, "a class without a photo that can be used"))
     return faults, named
+
+
+def _sets(folder: Path) -> list[tuple[str, Path]]:
+    """The folders of the sets, the test's first (of two equal files it keeps one); without such
+    folders the folder itself."""
+    inside = [path for path in _visible(folder, []) if path.is_dir()]
+    found = {SETS.get(path.name.lower()): path for path in inside}
+    deep = all(any(entry.is_dir() for entry in path.iterdir()) for path in inside)
+    if len(found) == len(inside) > 1 and "train" in found and None not in found and deep:
+        return [(part, found[part]) for part in ("test", "validation", "train") if part in found]
+    return [("", folder)]
+
+
+def _visible(folder: Path, faults: list[Fault]) -> list[Path]:
+    """What is in a folder, sorted; hidden and system files are added to ``faults``."""
+    hidden, seen = [], []
+    for path in sorted(folder.iterdir()):
+        junk = path.name.startswith(".") or path.name in JUNK
+        (hidden if junk else seen).append(path)
+    faults += [Fault(path, "hidden, or a system's own file") for path in hidden]
+    return seen
+
+
+def _list_csv(file: Path) -> tuple[list[Fault], Named]:
+    """The photos that a CSV file names, by lines of ``file,label``; paths begin at its folder."""
+    named: Named = {}
+    faults = []
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.reader(lines)
+        try:
+            for row in rows:
+                words = [word.strip() for word in row]
+                if not any(words) or (rows.line_num == 1 and words == ["file", "label"]):
+                    continue
+                if len(words) != 2 or not all(words):
+                    raise PhotosError(
+                        f"{file}, line {rows.line_num}: expected file,label, found {row}"
+                    )
+                path = file.parent / words[0]
+                if named.setdefault(path, (words[1], "")) != (words[1], ""):
+                    faults.append(Fault(path, "a second label", words[1]))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise PhotosError(f"{file} is no CSV file in UTF-8: {error}") from None
+    doubted = {fault.path for fault in faults}
+    return faults, {path: known for path, known in named.items() if path not in doubted}
 
 
 def _look_at_all(
@@ -248,17 +312,22 @@ def _look_at_all(
     if cache is not None:
         with suppress(OSError, ValueError):  # missing or damaged: look again
             known = dict(json.loads(cache.read_text(encoding="utf-8")))
-    stamps = {}
+    names = {path: _name(path, folder) for path in paths}
+    looks: dict[Path, dict[str, Any]] = {}
+    stamps, new = {}, []
     for path in paths:
-        state = path.stat()
-        stamps[path] = [state.st_size, state.st_mtime_ns]
-    names = {path: path.relative_to(folder).as_posix() for path in paths}
-    looks = {
-        path: look
-        for path in paths
-        if isinstance(look := known.get(names[path]), dict) and look.get("stamp") == stamps[path]
-    }
-    new = [path for path in paths if path not in looks]
+        try:
+            state = path.stat()
+        except OSError as error:  # such as a link to nothing
+            detail = "a link to nothing" if path.is_symlink() else error.strerror
+            looks[path] = {"kind": "a file that can't be read", "detail": detail}
+            continue
+        stamps[path] = [state.st_size, state.st_mtime_ns, SIDE]
+        look = known.get(names[path])
+        if isinstance(look, dict) and look.get("stamp") == stamps[path]:
+            looks[path] = look
+        else:
+            new.append(path)
     chunks = [new[i : i + CHUNK] for i in range(0, len(new), CHUNK)]
     workers = min(workers or os.cpu_count() or 1, len(chunks)) or 1
     results = Parallel(workers, return_as="generator")(delayed(_look_at)(c) for c in chunks)
@@ -288,17 +357,17 @@ def _look_at_one(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
         if not content:
             return {"kind": "an empty file", "detail": ""}
-        pixels = load_image(content)
+        pixels = load_image(content, shorter=8 * SIDE)  # reads a JPEG to its end, but quickly
         with Image.open(path) as image:
-            kind = image.format
+            kind, size = image.format, list(image.size)
     except Exception as error:  # a broken file may raise almost anything in some decoder
         return {"kind": "no whole image", "detail": str(error)}
     named = Image.registered_extensions().get(path.suffix.lower())
     same = {named, kind} <= {"JPEG", "MPO"} or named in (kind, None)
     return {
         "digest": hashlib.sha256(content).hexdigest(),
-        "size": [pixels.shape[1], pixels.shape[0]],
-        "print": f"{fingerprint(pixels):x}",
+        "size": size[::-1] if orientation(content) >= 5 else size,
+        "thumbnail": base64.b64encode(thumbnail(pixels)).decode(),
         "misnamed": "" if same else kind,
     }
 
@@ -306,35 +375,56 @@ def _look_at_one(path: Path) -> dict[str, Any]:
 # %%
 # Copies that are not the same bytes
 # ----------------------------------
-# A photo saved again, or made smaller, is another file with the same picture. Shrunk to 17×16 grey
-# pixels, the two differ little; and whether a pixel is darker than its right neighbour differs in
-# still fewer places. These 256 answers are a fingerprint (dHash: N. Krawetz, *Kind of like that*,
-# hackerfactor.com, 2013).
+# A photo saved again, made smaller or mirrored is another file with the same picture. Shrunk to
+# 24×24 grey pixels the two hardly differ. What is compared are the steps from each pixel to its
+# right and its lower neighbour, 1,058 numbers: their cosine is 1 for the same picture, brighter or
+# darker too, and near 0 for two pictures that have nothing in common. Grey levels themselves
+# won't do: all pictures that are light in the middle are alike.
+#
+# Pictures of a small thing on plain ground have few steps, and two bolts in the same place are
+# much alike, so more is asked of these. Pictures with fewer than 24 pixels on a side are not
+# compared at all. Even so two photos may be taken for one. So nothing is thrown away for it:
+# near-copies come into the same set, and are listed.
 
 
-def fingerprint(pixels: np.ndarray) -> int:
-    """The 256-bit difference hash of an image, uint8 [h, w, 3]."""
-    grey = Image.fromarray(pixels).convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX)
-    small = np.asarray(grey).astype(int)
-    bits = small[:, 1:] > small[:, :-1]  # [16, 16]
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+def thumbnail(pixels: np.ndarray) -> bytes:
+    """24×24 grey pixels of an image, uint8 [h, w, 3]; none of an image smaller than that."""
+    if min(pixels.shape[:2]) < SIDE:
+        return b""
+    grey = Image.fromarray(pixels).convert("L")
+    return grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR).tobytes()
 
 
-def near_copies(photos: Sequence[Photo], most: int = NEAR) -> list[tuple[Photo, Photo]]:
-    """The pairs of photos whose fingerprints differ in at most ``most`` bits."""
-    return [(photos[a], photos[b]) for a, b in _near(tuple(p.fingerprint for p in photos), most)]
+def near_copies(photos: Sequence[Photo]) -> list[tuple[Photo, Photo]]:
+    """The pairs of photos that show the same, also mirrored."""
+    seen = [photo for photo in photos if photo.thumbnail]
+    return [(seen[a], seen[b]) for a, b in _near(tuple(photo.thumbnail for photo in seen))]
 
 
 @lru_cache(maxsize=1)
-def _near(fingerprints: tuple[int, ...], most: int) -> list[tuple[int, int]]:
-    size = SIDE * SIDE // 8
-    words = np.frombuffer(b"".join(f.to_bytes(size, "big") for f in fingerprints), np.uint64)
-    words = words.reshape(len(fingerprints), -1)  # [n, 4]
+def _near(thumbnails: tuple[bytes, ...]) -> list[tuple[int, int]]:
+    grey = np.frombuffer(b"".join(thumbnails), np.uint8).astype(np.float32)
+    grey = grey.reshape(-1, SIDE, SIDE)
+    steps, mirrored = _steps(grey), _steps(grey[:, :, ::-1])  # [n, 1058]
+    flat = (np.abs(steps) > STEP).mean(axis=1) < FLAT
+    least = np.where(flat, NEAR_FLAT, NEAR).astype(np.float32)
+    for vectors in steps, mirrored:  # to length 1
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6
     pairs = []
-    for i in range(len(words) - 1):
-        differ = np.bitwise_count(words[i + 1 :] ^ words[i]).sum(axis=1, dtype=np.int32)
-        pairs += [(i, i + 1 + int(k)) for k in np.flatnonzero(differ <= most)]
+    for start in range(0, len(steps), BLOCK):
+        rows = slice(start, start + BLOCK)
+        alike = np.maximum(steps[rows] @ steps[start:].T, steps[rows] @ mirrored[start:].T)
+        enough = alike >= np.maximum(least[rows, np.newaxis], least[start:])
+        first, second = np.nonzero(np.triu(enough, 1))
+        pairs += zip((first + start).tolist(), (second + start).tolist(), strict=True)
     return pairs
+
+
+def _steps(grey: np.ndarray) -> np.ndarray:
+    """From each pixel but the last to its right and its lower neighbour: [n, 2 (SIDE - 1)²]."""
+    here = grey[:, :-1, :-1]
+    steps = np.stack([grey[:, :-1, 1:] - here, grey[:, 1:, :-1] - here], axis=1)
+    return steps.reshape(len(grey), 2 * (SIDE - 1) ** 2)
 
 
 # %%
@@ -345,12 +435,15 @@ def _near(fingerprints: tuple[int, ...], most: int) -> list[tuple[int, int]]:
 # nor another folder nor more photos can move a photo from the training set to the test set, where
 # it would be recognised rather than classified. Google's retrain.py did this with the name. From
 # it comes this rule, too: photos whose names are equal up to ``_nohash_`` (of one plant, one
-# person) belong together, and the hash of what they share decides.
+# person) belong together, and the hash of what they share decides. Near-copies belong together in
+# the same way, since one in the training set would give away the answer for the other in the
+# test set. (A near-copy that is added later can move its group.)
 #
 # By chance a small class may have no photo in one of the sets. Then one is moved there, and a
-# file remembers it, since the next photo added might make the move unnecessary. And a photo that
-# is nearly the same as one of another set would give away the answer: it is left out, of the
-# training before all.
+# file remembers it, since the next photo added might make the move unnecessary.
+#
+# Photos that lie in folders of sets are not moved. What has no folder, mostly the validation set,
+# is taken from the training photos in the same way.
 
 
 def split(
@@ -358,14 +451,16 @@ def split(
     validation_percentage: float,
     testing_percentage: float,
     memory: Path | None = None,
+    keep_near_copies: bool = False,
 ) -> dict[str, list[Photo]]:
-    """Split photos into ``train``, ``validation``, ``test``, and ``left_out``, near-copies.
+    """Split photos into ``train``, ``validation`` and ``test``.
 
     Args:
         photos: those of a scan.
         validation_percentage, testing_percentage: 0 to 100, of all photos, roughly. No set is
             empty in any class, except one of 0 %.
         memory: a JSON file that keeps which photos were moved, for later splits.
+        keep_near_copies: treat near-copies as any other photos.
 
     Raises:
         PhotosError: the percentages leave nothing to train on, or a class is too small.
@@ -377,25 +472,28 @@ def split(
             f"{validation_percentage:g} % for validation and {testing_percentage:g} % for the test "
             "leave nothing to train on"
         )
+    for part in {photo.part for photo in photos} & percentages.keys():
+        percentages[part] = 0  # it has its folder
     wanted = [name for name, percentage in percentages.items() if percentage > 0] + ["train"]
 
     def by_hash(group: str) -> str:
         place = _place(group)
-        if place < validation_percentage:
+        if place < percentages["validation"]:
             return "validation"
-        return "test" if place < validation_percentage + testing_percentage else "train"
+        return "test" if place < sum(percentages.values()) else "train"
 
     remembered: dict[str, Any] = {}
     if memory is not None:
         with suppress(OSError, ValueError):
             remembered = dict(json.loads(memory.read_text(encoding="utf-8")))
-    setting = f"{validation_percentage:g} {testing_percentage:g}"
+    setting = f"{percentages['validation']:g} {percentages['test']:g}"
     moved = {g: s for g, s in dict(remembered.get(setting, {})).items() if s in wanted}
     known = dict(moved)
-    groups = {photo: _group(photo) for photo in photos}
+    free = [photo for photo in photos if photo.part in ("", "train")]
+    groups = _groups(free, len(wanted), keep_near_copies)
     sets = {group: moved.get(group) or by_hash(group) for group in groups.values()}
-    for label in dict.fromkeys(photo.label for photo in photos):
-        own = sorted({groups[photo] for photo in photos if photo.label == label}, key=_place)
+    for label in dict.fromkeys(photo.label for photo in free):
+        own = sorted({groups[photo] for photo in free if photo.label == label}, key=_place)
         if len(own) < len(wanted):
             raise PhotosError(
                 f"the class {label!r} has {len(own)} different photos: {', '.join(wanted)} need at "
@@ -409,26 +507,44 @@ def split(
                 sets[first] = moved[first] = name
     if memory is not None and moved != known:
         write_json(memory, remembered | {setting: moved})
+    chosen = {photo: sets[groups[photo]] if photo in groups else photo.part for photo in photos}
+    return {n: [p for p in photos if chosen[p] == n] for n in ("train", "validation", "test")}
 
-    chosen = {photo: sets[groups[photo]] for photo in photos}
-    rank = {"test": 0, "validation": 1, "train": 2, "left_out": 3}
-    for pair in near_copies(photos):
-        first, second = sorted(pair, key=lambda photo: rank[chosen[photo]])
-        if chosen[first] != chosen[second] and chosen[second] != "left_out":
-            chosen[second] = "left_out"
-    parts = {name: [p for p in photos if chosen[p] == name] for name in rank}
-    for name in wanted:
-        missing = {photo.label for photo in photos} - {photo.label for photo in parts[name]}
-        if missing:
-            raise PhotosError(
-                f"the class {min(missing)!r} has no photo left for {name}: its photos are too "
-                "much alike, or share what stands before _nohash_ in their names"
-            )
-    return {name: parts[name] for name in ("train", "validation", "test", "left_out")}
+
+def _groups(photos: Sequence[Photo], least: int, keep_near_copies: bool) -> dict[Photo, str]:
+    """What the hash is taken of, for each photo: the same for photos that belong together.
+
+    A class of which almost all belongs together (the frames of one film), so that there are fewer
+    than ``least`` groups or one holds more than half, is split by its photos one by one."""
+    groups = {photo: _group(photo) for photo in photos}
+    if keep_near_copies:
+        return groups
+    parents = {group: group for group in groups.values()}
+
+    def first(group: str) -> str:
+        while parents[group] != group:
+            group = parents[group] = parents[parents[group]]
+        return group
+
+    for a, b in near_copies(photos):
+        one, other = sorted((first(groups[a]), first(groups[b])))
+        parents[other] = one
+    joined = {photo: first(group) for photo, group in groups.items()}
+    for label in dict.fromkeys(photo.label for photo in photos):
+        own = [photo for photo in photos if photo.label == label]
+        sizes = Counter(joined[photo] for photo in own)
+        if len(sizes) < least or max(sizes.values()) > max(FEW, len(own) / 2):
+            joined |= {photo: groups[photo] for photo in own}
+            if len(sizes) < len({groups[photo] for photo in own}):
+                print(
+                    f"Note: the photos of {label!r} are so much alike that near-copies are in "
+                    "several sets: the test promises more than new photos will keep.",
+                    file=sys.stderr,
+                )
+    return joined
 
 
 def _group(photo: Photo) -> str:
-    """What the hash is taken of."""
     stem, nohash, _ = photo.path.name.partition(NOHASH)
     return f"name:{stem}" if nohash else photo.digest
 
@@ -438,13 +554,14 @@ def _place(group: str) -> float:
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64 * 100
 
 
-def read(photo: Photo) -> bytes:
-    """The photo as a JPEG or PNG file that TensorFlow decodes as it is seen (see ``encoded``).
-    Raises OSError if the file was changed since it was looked at."""
+def read(photo: Photo, turned: bool = False) -> bytes:
+    """The photo as a JPEG or PNG file that TensorFlow decodes as it is seen, or, with ``turned``,
+    as ``images.decode`` does (see ``images.encoded``). Raises OSError if the file was changed
+    since it was looked at."""
     content = photo.path.read_bytes()
     if hashlib.sha256(content).hexdigest() != photo.digest:
         raise OSError(f"{photo.path} was changed while it was in use: start again")
-    return encoded(content)
+    return encoded(content, turned)
 
 
 # %%
@@ -469,7 +586,7 @@ def print_report(scan: Scan) -> None:
         table = Table("fault", "files", "which", title="Left out")
         for kind, some in sorted(kinds.items(), key=lambda item: -len(item[1])):
             names = [
-                f"{fault.path.relative_to(scan.folder).as_posix()}: {fault.detail}".rstrip(": ")
+                f"{_name(fault.path, scan.folder)}: {fault.detail}".rstrip(": ")
                 for fault in some[:SHOWN]
             ]
             names += ["…"] * (len(some) > SHOWN)
@@ -486,8 +603,9 @@ def add_image_dir(parser: Any) -> None:
         "--image_dir",
         type=Path,
         metavar="DIR",
-        help="a folder with a folder of photos for each class (default: flower_photos, in the "
-        "folder named by the environment variable COURSE_DATA or downloaded)",
+        help="a folder with a folder of photos for each class, or a CSV file of file,label "
+        "(default: flower_photos, in the folder named by the environment variable COURSE_DATA or "
+        "downloaded)",
     )
     parser.add_argument(
         "--per-class",
@@ -500,7 +618,7 @@ def add_image_dir(parser: Any) -> None:
 
 
 def find_photos(image_dir: Path | None, quick: bool = False) -> tuple[Path, dict[str, Any]]:
-    """The folder to train on, and what ``result.json`` says of it.
+    """The folder or CSV file to train on, and what ``result.json`` says of it.
 
     The places: ``image_dir``; ``flower_photos`` in the folder named by the environment variable
     COURSE_DATA; ``data/flower_photos``; the download, but not with ``quick``; at last generated
@@ -510,8 +628,19 @@ def find_photos(image_dir: Path | None, quick: bool = False) -> tuple[Path, dict
         PhotosError: ``image_dir`` is not a folder.
     """
     if image_dir is not None:
+        name, quote, more = str(image_dir).partition('"')
+        if (
+            quote and not image_dir.exists()
+        ):  # on Windows "C:\\photos\\" is C:\\photos" and all after it
+            if more.strip():
+                raise PhotosError(
+                    f"--image-dir: {image_dir} is no folder. Leave out the backslash before the "
+                    "closing quotation mark: it joins the flags that follow to the name"
+                )
+            image_dir = Path(name)
         folder = image_dir.expanduser().resolve()
-        if not folder.is_dir():
+        table = folder.is_file() and folder.suffix.lower() == ".csv"
+        if not (folder.is_dir() or table):
             raise PhotosError(f"--image-dir: there is no folder {folder}")
         return folder, {"source": f"photos in {folder}", "stand_in": False}
     folders = [CACHE / FLOWERS]
@@ -611,7 +740,7 @@ def example_photos() -> list[Path]:
 
 def print_split(parts: dict[str, list[Photo]], classes: Iterable[str]) -> None:
     """How many photos of each class are in each set."""
-    table = Table("class", *(name.replace("_", " ") for name in parts), title="The split")
+    table = Table("class", *parts, title="The split")
     counts = {name: Counter(photo.label for photo in photos) for name, photos in parts.items()}
     for label in classes:
         table.add_row(escape(label), *(f"{count[label]:,}" for count in counts.values()))
@@ -623,7 +752,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", nargs="?", type=Path, help="a folder with a folder per class")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="a folder with a folder per class, or a CSV file"
+    )
     args = parser.parse_args()
     try:
         folder, data = find_photos(args.folder)

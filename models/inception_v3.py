@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.download import DownloadError, fetch, find_fault, kind_of
+from data.images import decode as decode
 from utils.run import sha256
 
 CACHE = Path(__file__).resolve().parent / "inception_v3"
@@ -449,20 +450,6 @@ def warn_unpublished(weights: Weights) -> None:
         )
 
 
-def decode(contents: Any) -> Any:
-    """A JPEG or PNG file as ``data.images.encoded`` gives it, a scalar string tensor, to pixels,
-    uint8 [height, width, 3], the same that Pillow gives.
-
-    ``decode_jpeg``, Google's ``DecodeJpeg``, takes PNG as well. By default it does a JPEG's cosine
-    transform in a fast way, and pixels are off by up to 20 of 255; whoever gave Pillow's pixels to
-    a model trained on those would give it other photos.
-    """
-    import tensorflow as tf
-
-    pixels = tf.io.decode_jpeg(contents, channels=3, dct_method="INTEGER_ACCURATE")
-    return tf.ensure_shape(pixels, [None, None, 3])
-
-
 def resize(images: Any, size: int) -> Any:
     """Images [..., h, w, 3] to float32 [..., size, size, 3] of the same range, bilinear. Shrinking
     averages over all pixels (antialias), as ``keras.layers.Resizing(size, size, antialias=True)``
@@ -521,7 +508,9 @@ def _calibrate(model: Any, batches: Iterable[Any]) -> None:
         measured.append([value.numpy() for value in model.non_trainable_variables])
     for norm, before in zip(norms, momentum, strict=True):
         norm.momentum = before
-    for variable, values in zip(model.non_trainable_variables, zip(*measured), strict=True):
+    for variable, values in zip(
+        model.non_trainable_variables, zip(*measured, strict=True), strict=True
+    ):
         variable.assign(sum(values) / len(values))
 
 

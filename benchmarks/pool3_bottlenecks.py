@@ -112,7 +112,7 @@ def found(console: Console, rounds: int) -> None:
     rows = rows.astype(np.float32)
     digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in rows]
     photos = [
-        Photo(Path(f"{number}.jpg"), f"class {number % CLASSES}", digest, 1, 1, 0)
+        Photo(Path(f"{number}.jpg"), f"class {number % CLASSES}", digest, 1, 1)
         for number, digest in enumerate(digests)
     ]
     with tempfile.TemporaryDirectory() as name:

@@ -53,7 +53,7 @@ def places(
     for row, (values, name) in enumerate(zip(features, names.tolist(), strict=True)):
         digest = hashlib.sha256(salt.encode() + values.tobytes()).hexdigest()
         label, _, file = name.partition("/")  # its own hash for a fingerprint: nothing is near
-        photos[Photo(Path(file), label, digest, 1, 1, int(digest, 16))] = row
+        photos[Photo(Path(file), label, digest, 1, 1)] = row
     parts = split(list(photos), args.validation_percentage, args.testing_percentage)
     return {name: [photos[photo] for photo in some] for name, some in parts.items()}
 

@@ -25,8 +25,8 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import ConfusionMatrixDisplay, classification_report
 
-from data.images import encoded, load_image
-from models.inception_v3 import decode, resize
+from data.images import load_image
+from models.inception_v3 import resize
 from utils.figures import picture_grid
 from utils.run import quoted, sha256, write_json, written_whole
 
@@ -81,11 +81,8 @@ class Classifier:
     def load(self, source: str | Path | bytes) -> np.ndarray:
         """An image file, or its bytes, as the network sees it: float32 [size, size, 3], from 0 to
         255. Raises OSError or ValueError, with the reason."""
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        try:
-            return resize(decode(encoded(content)), self.size).numpy()
-        except tf.errors.InvalidArgumentError as error:
-            raise ValueError(f"TensorFlow can't decode it: {error.message}") from None
+        source = source if isinstance(source, bytes) else Path(source)
+        return resize(load_image(source, shorter=self.size), self.size).numpy()
 
     def probabilities(
         self, sources: Iterable[str | Path | bytes], failed: dict[int, str] | None = None
@@ -217,7 +214,7 @@ def draw_photos(
     """Up to ``SHOWN`` photos with their titles, orange where wrong."""
     thumbnails = []
     for source in sources[:SHOWN]:
-        thumbnails.append(Image.fromarray(load_image(source)))
+        thumbnails.append(Image.fromarray(load_image(source, shorter=240)))
         thumbnails[-1].thumbnail((240, 240))
     columns = min(6, max(2, len(thumbnails)))
     return picture_grid(thumbnails, titles[:SHOWN], columns, wrong[:SHOWN], size=2.1)

@@ -182,7 +182,7 @@ def decode(contents: Any, orientation: Any = 1, shorter: int = 0) -> Any:
         side = tf.cond(
             tf.io.is_jpeg(contents),
             lambda: tf.reduce_min(tf.io.extract_jpeg_shape(contents)[:2]),
-            lambda: 0,
+            lambda: tf.constant(0),
         )
         fractions = [(side >= ratio * shorter, partial(at, ratio)) for ratio in (8, 4, 2)]
         pixels = tf.case(fractions, default=partial(at, 1))

@@ -7,7 +7,8 @@ A data set of photos is a folder with a folder for each class in it, whose name 
 
 or the same below ``train/``, ``validation/`` and ``test/``, or a CSV file with a line
 ``file,label`` for each photo. This module finds such a folder or fetches one, looks at every file
-before any work is done, and splits the photos into training, validation and test set. Run it to see
+before any work is done, and splits the photos into training, validation and test set. To see what
+will be made of a folder, or to fetch flower_photos (229 MB, 3,670 photos, CC-BY)::
 
     python data/photos.py my_photos
     python data/photos.py
@@ -18,6 +19,7 @@ import base64
 import csv
 import hashlib
 import importlib.resources
+import io
 import json
 import os
 import random
@@ -28,20 +30,18 @@ import tempfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from data.download import DownloadError, fetch
 from data.images import SUFFIXES, encoded, load_image, orientation
@@ -49,10 +49,8 @@ from utils.run import positive_int, write_json, written_whole
 
 CACHE = Path(__file__).resolve().parent
 FLOWERS = "flower_photos"
-FLOWERS_URLS = (
-    "http://download.tensorflow.org/example_images/flower_photos.tgz",
-    "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
-)
+FLOWERS_PATH = "download.tensorflow.org/example_images/flower_photos.tgz"
+FLOWERS_URLS = (f"http://{FLOWERS_PATH}", f"https://storage.googleapis.com/{FLOWERS_PATH}")
 FLOWERS_SHA256 = "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
 STAND_IN = "photos_stand_in"  # generated pictures
 STAND_IN_CLASSES = ("circles", "crosses", "stripes", "triangles")
@@ -62,7 +60,6 @@ JUNK = {"Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX"}
 FEW = 20  # photos of a class; Google's retrain.py warned below this number
 FEWEST = 3  # one each to train on, to validate and to test
 BLOCK = 512  # photos that are compared with all others at a time
-CHUNK = 50  # files a worker process looks at before it reports
 SHOWN = 5  # names to print of each kind of fault
 SIDE = 24  # of the thumbnail
 NEAR = 0.98  # least likeness of near-copies; of the 600 flowers no two are above 0.67
@@ -101,15 +98,8 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """What is in a folder of photos.
-
-    Attributes:
-        folder: the folder.
-        classes: the labels, sorted; at least two.
-        photos: those that can be used, by class and name.
-        faults: all that is left out.
-        warnings: sentences about what is used but may not be as its owner believes.
-    """
+    """What is in a folder of photos: the labels, sorted; the photos that can be used, by class and
+    name; what is left out; and sentences about what may not be as its owner believes."""
 
     folder: Path
     classes: list[str]
@@ -132,25 +122,22 @@ def scan(
     cache: Path | None = None,
     per_class: int | None = None,
 ) -> Scan:
-    """Look at every file in a folder of class folders.
+    """Look at every file in a folder of class folders, or in a CSV file.
 
     Args:
-        folder: holds a folder for each class.
-        workers: processes that decode; by default as many as the machine has cores.
-        cache: a JSON file that keeps what was found, by path, size and time of change, so that
-            the next look takes no more than listing the files. It may be deleted any time.
-        per_class: use only so many photos of each class, those with the smallest SHA-256.
+        folder: as described at the top of this file.
+        workers: threads that decode; by default as many as the machine has cores.
+        cache: a JSON file that keeps what was found, by name, size and time of change, so that the
+            next look takes no more than listing the files.
+        per_class: use only so many photos of each class (and set), those with the smallest SHA-256.
 
-    Raises:
-        PhotosError: there is no such folder, or it doesn't hold photos of at least two classes.
-        OSError: the folder can't be read, or the cache can't be written.
+    Raises PhotosError, unless there are photos of at least two classes, and OSError.
     """
     faults, named = _list_csv(folder) if folder.is_file() else _list_files(folder)
     folder = folder.parent if folder.is_file() else folder
-    looks = _look_at_all(folder, list(named), workers, cache)
+    looks = _look_at_all(folder, [path for path, _, _ in named], workers, cache)
     by_digest: dict[str, list[Photo]] = {}
-    misnamed = []
-    for path, (label, part) in named.items():
+    for path, label, part in named:
         look = looks[path]
         if "kind" in look:
             faults.append(Fault(path, look["kind"], look["detail"]))
@@ -158,61 +145,44 @@ def scan(
         grey = base64.b64decode(look["thumbnail"])
         photo = Photo(path, label, look["digest"], *look["size"], grey, part)
         by_digest.setdefault(photo.digest, []).append(photo)
-        if look["misnamed"]:
-            misnamed.append(f"{_short(path)} is a {look['misnamed']}")
-    good: dict[str, list[Photo]] = {label: [] for label, _ in named.values()}
+    good: dict[str, list[Photo]] = {label: [] for _, label, _ in named}
     for first, *others in by_digest.values():
-        if len({photo.label for photo in (first, *others)}) > 1:
-            labels = " and ".join(sorted({photo.label for photo in (first, *others)}))
-            kind = "one photo in several classes"
-            faults += [Fault(photo.path, kind, labels) for photo in (first, *others)]
+        if len(labels := {photo.label for photo in (first, *others)}) > 1:
+            kind, detail = "one photo in several classes", " and ".join(sorted(labels))
+            faults += [Fault(photo.path, kind, detail) for photo in (first, *others)]
         else:
             good[first.label].append(first)
             faults += [Fault(p.path, "a copy", f"of {first.path.name}") for p in others]
     notes = []
-    parts = {part for _, part in named.values()}
+    parts = {part for _, _, part in named}
     for label, photos in good.items():
         lacking = parts - {photo.part for photo in photos}
-        if not photos:
-            kind, detail = "a class without a photo that can be used", ""
-        elif lacking:
-            kind, detail = "a class without photos in each set", f"none in {min(lacking)}"
-        elif len(photos) < FEWEST:
-            kind = "a class with too few photos"
-            detail = f"{len(photos)}: training, validation and test need one each"
-        else:
-            if len(photos) < FEW:
-                notes.append(
-                    f"{label!r} has {len(photos)} photos. With fewer than {FEW} of a class neither "
-                    "the training nor the test is worth much"
-                )
-            continue
-        faults.append(Fault(folder / label, kind, detail))
-        good[label] = []
+        if lacking or len(photos) < FEWEST:
+            detail = f"none in {min(lacking)}" if any(lacking) else f"{len(photos)}"
+            faults.append(Fault(folder / label, "a class with too few photos", detail))
+            good[label] = []
+        elif len(photos) < FEW:
+            notes.append(f"{label!r} has {len(photos)} photos: too few to train and to test well")
     classes = sorted(label for label, photos in good.items() if photos)
     if len(classes) < 2:
-        raise PhotosError(_too_few_classes(folder, classes, faults))
+        reasons = [f"{_name(f.path, folder)}: {f.kind} {f.detail}" for f in faults]
+        found = f"only one class, {classes[0]!r}" if classes else "no class with photos"
+        raise PhotosError(
+            f"{folder} holds {found}. It needs a folder for each of at least two classes, with "
+            "photos in it." + (f"\n  {_some('Left out', reasons)}" if reasons else "")
+        )
     photos = []
     for label in classes:
         chosen = sorted(good[label], key=lambda photo: photo.digest)
         chosen = [p for part in parts for p in [q for q in chosen if q.part == part][:per_class]]
         photos += sorted(chosen, key=lambda photo: (photo.part, photo.path.name))
-    if misnamed:
-        notes.append(_some("of another format than their names say, used all the same", misnamed))
     pairs: dict[str, list[str]] = {}
     for a, b in near_copies(photos):
-        what = "nearly the same photo, kept in one set"
-        if a.part != b.part:
-            what = f"nearly the same photo for {a.part} and {b.part}"
-        if a.label != b.label:
-            what = "nearly the same photo in two classes"
-        pairs.setdefault(what, []).append(f"{_short(a.path)} and {_short(b.path)}")
+        where = "one class, kept in one set" if a.part == b.part else f"{a.part} and {b.part}"
+        what = f"nearly the same photo in {where if a.label == b.label else 'two classes'}"
+        pairs.setdefault(what, []).append(f"{_name(a.path, folder)} and {_name(b.path, folder)}")
     notes += [_some(what, found) for what, found in pairs.items()]
     return Scan(folder, classes, photos, sorted(faults), notes)
-
-
-def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -225,17 +195,7 @@ def _some(what: str, items: Sequence[str]) -> str:
     return f"{what}: {', '.join(items[:SHOWN])}{more}"
 
 
-def _too_few_classes(folder: Path, classes: list[str], faults: list[Fault]) -> str:
-    found = f"photos of only one class, {classes[0]!r}" if classes else "no class with photos"
-    reasons = [f"{_name(f.path, folder)}: {f.kind} {f.detail}" for f in faults]
-    why = f"\n  Left out: {'; '.join(reasons[:SHOWN])}" if reasons else ""
-    return (
-        f"{folder} holds {found}. It needs a folder for each of at least two classes, with photos "
-        f"in it.{why}"
-    )
-
-
-Named = dict[Path, tuple[str, str]]  # a file that may be a photo: its label and its set
+Named = list[tuple[Path, str, str]]  # files that may be photos: path, label, set
 
 
 def _list_files(folder: Path) -> tuple[list[Fault], Named]:
@@ -243,7 +203,7 @@ def _list_files(folder: Path) -> tuple[list[Fault], Named]:
     if not folder.is_dir():
         raise PhotosError(f"there is no folder {folder}")
     faults: list[Fault] = []
-    named: Named = {}
+    named: Named = []
     for part, place in _sets(folder):
         for entry in _visible(place, faults):
             if not entry.is_dir():
@@ -251,11 +211,11 @@ def _list_files(folder: Path) -> tuple[list[Fault], Named]:
                     faults.append(Fault(entry, "in no class's folder"))
                 continue
             files = _visible(entry, faults)
-            deeper = [path for path in files if path.is_dir()]
+            deeper = {path for path in files if path.is_dir()}
             faults += [Fault(path, "a folder inside a class's folder") for path in deeper]
-            named |= {path: (entry.name, part) for path in files if path not in deeper}
+            named += [(path, entry.name, part) for path in files if path not in deeper]
             if len(files) == len(deeper):
-                faults.append(Fault(entry, "a class without a photo that can be used"))
+                faults.append(Fault(entry, "a class with too few photos", "none"))
     return faults, named
 
 
@@ -272,36 +232,25 @@ def _sets(folder: Path) -> list[tuple[str, Path]]:
 
 def _visible(folder: Path, faults: list[Fault]) -> list[Path]:
     """What is in a folder, sorted; hidden and system files are added to ``faults``."""
-    hidden, seen = [], []
-    for path in sorted(folder.iterdir()):
-        junk = path.name.startswith(".") or path.name in JUNK
-        (hidden if junk else seen).append(path)
+    inside = sorted(folder.iterdir())
+    hidden = [path for path in inside if path.name.startswith(".") or path.name in JUNK]
     faults += [Fault(path, "hidden, or a system's own file") for path in hidden]
-    return seen
+    return [path for path in inside if path not in hidden]
 
 
 def _list_csv(file: Path) -> tuple[list[Fault], Named]:
     """The photos that a CSV file names, by lines of ``file,label``; paths begin at its folder."""
-    named: Named = {}
-    faults = []
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.reader(lines)
-        try:
-            for row in rows:
-                words = [word.strip() for word in row]
-                if not any(words) or (rows.line_num == 1 and words == ["file", "label"]):
-                    continue
-                if len(words) != 2 or not all(words):
-                    raise PhotosError(
-                        f"{file}, line {rows.line_num}: expected file,label, found {row}"
-                    )
-                path = file.parent / words[0]
-                if named.setdefault(path, (words[1], "")) != (words[1], ""):
-                    faults.append(Fault(path, "a second label", words[1]))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise PhotosError(f"{file} is no CSV file in UTF-8: {error}") from None
-    doubted = {fault.path for fault in faults}
-    return faults, {path: known for path, known in named.items() if path not in doubted}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = [[word.strip() for word in row] for row in csv.reader(lines) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PhotosError(f"{file} is no CSV file in UTF-8: {error}") from None
+    for row in rows:
+        if len(row) != 2 or not all(row):
+            raise PhotosError(f"{file}: expected file,label, found {','.join(row)}")
+    if rows[:1] == [["file", "label"]]:
+        del rows[0]
+    return [], [(file.parent / name, label, "") for name, label in rows]
 
 
 def _look_at_all(
@@ -310,65 +259,43 @@ def _look_at_all(
     """What ``_look_at`` says of each path, taken from the cache where it knows the file."""
     known: dict[str, Any] = {}
     if cache is not None:
-        with suppress(OSError, ValueError):  # missing or damaged: look again
+        with suppress(OSError, ValueError, TypeError):  # missing or damaged: look again
             known = dict(json.loads(cache.read_text(encoding="utf-8")))
-    names = {path: _name(path, folder) for path in paths}
-    looks: dict[Path, dict[str, Any]] = {}
-    stamps, new = {}, []
+    keys = {}
     for path in paths:
-        try:
-            state = path.stat()
-        except OSError as error:  # such as a link to nothing
-            detail = "a link to nothing" if path.is_symlink() else error.strerror
-            looks[path] = {"kind": "a file that can't be read", "detail": detail}
-            continue
-        stamps[path] = [state.st_size, state.st_mtime_ns, SIDE]
-        look = known.get(names[path])
-        if isinstance(look, dict) and look.get("stamp") == stamps[path]:
-            looks[path] = look
-        else:
-            new.append(path)
-    chunks = [new[i : i + CHUNK] for i in range(0, len(new), CHUNK)]
-    workers = min(workers or os.cpu_count() or 1, len(chunks)) or 1
-    results = Parallel(workers, return_as="generator")(delayed(_look_at)(c) for c in chunks)
+        state = path.stat() if path.exists() else None  # None: a link to nothing
+        keys[path] = f"{_name(path, folder)} {state and (state.st_size, state.st_mtime_ns)}"
+    looks = {path: known[key] for path, key in keys.items() if isinstance(known.get(key), dict)}
+    new = [path for path in keys if path not in looks]
     try:
-        with closing(results):
-            shown = track(results, "Looking at photos", len(chunks), disable=not new)
-            for chunk, found in zip(chunks, shown, strict=True):
-                looks |= {
-                    path: look | {"stamp": stamps[path]}
-                    for path, look in zip(chunk, found, strict=True)
-                }
+        with ThreadPool(workers) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about oddities in files it can read
+            results = pool.imap(_look_at, new)
+            shown = track(results, "Looking at photos", len(new), disable=not new)
+            looks |= zip(new, shown, strict=True)
     finally:  # also after Ctrl-C: what was seen need not be seen again
         if cache is not None and new:
-            write_json(cache, {names[path]: look for path, look in looks.items()})
+            write_json(cache, {keys[path]: look for path, look in looks.items()})
     return looks
 
 
-def _look_at(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Check files by decoding them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about oddities in files it can read
-        return [_look_at_one(path) for path in paths]
-
-
-def _look_at_one(path: Path) -> dict[str, Any]:
+def _look_at(path: Path) -> dict[str, Any]:
+    """Check a file by decoding it."""
     try:
         content = path.read_bytes()
-        if not content:
-            return {"kind": "an empty file", "detail": ""}
+    except OSError as error:
+        detail = "a link to nothing" if path.is_symlink() else error.strerror
+        return {"kind": "a file that can't be read", "detail": detail}
+    try:
         pixels = load_image(content, shorter=8 * SIDE)  # reads a JPEG to its end, but quickly
-        with Image.open(path) as image:
-            kind, size = image.format, list(image.size)
+        with Image.open(io.BytesIO(content)) as image:
+            size = image.size
     except Exception as error:  # a broken file may raise almost anything in some decoder
-        return {"kind": "no whole image", "detail": str(error)}
-    named = Image.registered_extensions().get(path.suffix.lower())
-    same = {named, kind} <= {"JPEG", "MPO"} or named in (kind, None)
+        return {"kind": "no whole image" if content else "an empty file", "detail": str(error)}
     return {
         "digest": hashlib.sha256(content).hexdigest(),
         "size": size[::-1] if orientation(content) >= 5 else size,
         "thumbnail": base64.b64encode(thumbnail(pixels)).decode(),
-        "misnamed": "" if same else kind,
     }
 
 
@@ -378,13 +305,12 @@ def _look_at_one(path: Path) -> dict[str, Any]:
 # A photo saved again, made smaller or mirrored is another file with the same picture. Shrunk to
 # 24×24 grey pixels the two hardly differ. What is compared are the steps from each pixel to its
 # right and its lower neighbour, 1,058 numbers: their cosine is 1 for the same picture, brighter or
-# darker too, and near 0 for two pictures that have nothing in common. Grey levels themselves
-# won't do: all pictures that are light in the middle are alike.
+# darker too, and near 0 for two pictures that have nothing in common.
 #
 # Pictures of a small thing on plain ground have few steps, and two bolts in the same place are
 # much alike, so more is asked of these. Pictures with fewer than 24 pixels on a side are not
-# compared at all. Even so two photos may be taken for one. So nothing is thrown away for it:
-# near-copies come into the same set, and are listed.
+# compared. Even so two photos may be taken for one, so nothing is thrown away for it: near-copies
+# come into the same set, and are listed.
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
@@ -436,8 +362,7 @@ def _steps(grey: np.ndarray) -> np.ndarray:
 # it would be recognised rather than classified. Google's retrain.py did this with the name. From
 # it comes this rule, too: photos whose names are equal up to ``_nohash_`` (of one plant, one
 # person) belong together, and the hash of what they share decides. Near-copies belong together in
-# the same way, since one in the training set would give away the answer for the other in the
-# test set. (A near-copy that is added later can move its group.)
+# the same way. (One that is added later can move its group.)
 #
 # By chance a small class may have no photo in one of the sets. Then one is moved there, and a
 # file remembers it, since the next photo added might make the move unnecessary.
@@ -462,9 +387,7 @@ def split(
         memory: a JSON file that keeps which photos were moved, for later splits.
         keep_near_copies: treat near-copies as any other photos.
 
-    Raises:
-        PhotosError: the percentages leave nothing to train on, or a class is too small.
-        OSError: the memory can't be written.
+    Raises PhotosError if the percentages leave nothing to train on, or a class is too small.
     """
     percentages = {"validation": validation_percentage, "test": testing_percentage}
     if min(percentages.values()) < 0 or sum(percentages.values()) >= 100:
@@ -477,10 +400,8 @@ def split(
     wanted = [name for name, percentage in percentages.items() if percentage > 0] + ["train"]
 
     def by_hash(group: str) -> str:
-        place = _place(group)
-        if place < percentages["validation"]:
-            return "validation"
-        return "test" if place < sum(percentages.values()) else "train"
+        places = zip(accumulate(percentages.values()), percentages, strict=True)
+        return next((name for end, name in places if _place(group) < end), "train")
 
     remembered: dict[str, Any] = {}
     if memory is not None:
@@ -516,7 +437,10 @@ def _groups(photos: Sequence[Photo], least: int, keep_near_copies: bool) -> dict
 
     A class of which almost all belongs together (the frames of one film), so that there are fewer
     than ``least`` groups or one holds more than half, is split by its photos one by one."""
-    groups = {photo: _group(photo) for photo in photos}
+    groups = {}
+    for photo in photos:
+        stem, nohash, _ = photo.path.name.partition(NOHASH)
+        groups[photo] = f"name:{stem}" if nohash else photo.digest
     if keep_near_copies:
         return groups
     parents = {group: group for group in groups.values()}
@@ -534,19 +458,10 @@ def _groups(photos: Sequence[Photo], least: int, keep_near_copies: bool) -> dict
         own = [photo for photo in photos if photo.label == label]
         sizes = Counter(joined[photo] for photo in own)
         if len(sizes) < least or max(sizes.values()) > max(FEW, len(own) / 2):
-            joined |= {photo: groups[photo] for photo in own}
             if len(sizes) < len({groups[photo] for photo in own}):
-                print(
-                    f"Note: the photos of {label!r} are so much alike that near-copies are in "
-                    "several sets: the test promises more than new photos will keep.",
-                    file=sys.stderr,
-                )
+                print(f"Note: photos of {label!r} are so much alike that every set has near-copies")
+            joined |= {photo: groups[photo] for photo in own}
     return joined
-
-
-def _group(photo: Photo) -> str:
-    stem, nohash, _ = photo.path.name.partition(NOHASH)
-    return f"name:{stem}" if nohash else photo.digest
 
 
 def _place(group: str) -> float:
@@ -570,51 +485,27 @@ def read(photo: Photo, turned: bool = False) -> bytes:
 
 
 def print_report(scan: Scan) -> None:
-    """The photos of each class, what was left out and why, and the warnings."""
-    console = Console()
+    """How many photos there are of each class, what was left out and why, and the warnings."""
     counts = Counter(photo.label for photo in scan.photos)
-    sizes = [f"{photo.width}×{photo.height}" for photo in scan.photos]
-    common, _ = Counter(sizes).most_common(1)[0]
-    table = Table("class", "photos", title=f"{len(scan.photos):,} photos, most of {common} pixels")
-    for label in scan.classes:
-        table.add_row(escape(label), f"{counts[label]:,}")
-    console.print(table)
-    kinds: dict[str, list[Fault]] = {}
-    for fault in scan.faults:
-        kinds.setdefault(fault.kind, []).append(fault)
-    if kinds:
-        table = Table("fault", "files", "which", title="Left out")
-        for kind, some in sorted(kinds.items(), key=lambda item: -len(item[1])):
-            names = [
-                f"{_name(fault.path, scan.folder)}: {fault.detail}".rstrip(": ")
-                for fault in some[:SHOWN]
-            ]
-            names += ["…"] * (len(some) > SHOWN)
-            table.add_row(kind, f"{len(some):,}", escape("\n".join(names)))
-        console.print(table)
+    listed = ", ".join(f"{label} {counts[label]:,}" for label in scan.classes)
+    print(f"{len(scan.photos):,} photos of {len(scan.classes)} classes: {listed}")
+    kinds: dict[str, list[str]] = {}
+    for path, kind, detail in scan.faults:
+        kinds.setdefault(kind, []).append(f"{_name(path, scan.folder)} {detail}".strip())
+    for kind, names in kinds.items():
+        print(f"Left out, {_some(kind, names)}")
     for warning in scan.warnings:
-        console.print(f"Note: {warning}.", markup=False, highlight=False)
+        print(f"Note: {warning}.")
 
 
 def add_image_dir(parser: Any) -> None:
     """Add ``--image-dir`` and ``--per-class``, the flags of the scripts that train on photos."""
-    parser.add_argument(
-        "--image-dir",
-        "--image_dir",
-        type=Path,
-        metavar="DIR",
-        help="a folder with a folder of photos for each class, or a CSV file of file,label "
-        "(default: flower_photos, in the folder named by the environment variable COURSE_DATA or "
-        "downloaded)",
-    )
-    parser.add_argument(
-        "--per-class",
-        "--per_class",
-        type=positive_int,
-        quick=20,
-        metavar="N",
-        help="use only N photos of each class (default: all; with --quick 20)",
-    )
+    image_dir = "a folder with a folder of photos for each class, or a CSV file of file,label"
+    image_dir += " (default: flower_photos, found in COURSE_DATA or downloaded)"
+    per_class = "use only N photos of each class (default: all; with --quick 20)"
+    add, names = parser.add_argument, ("--per-class", "--per_class")
+    add("--image-dir", "--image_dir", type=Path, metavar="DIR", help=image_dir)
+    add(*names, type=positive_int, quick=20, metavar="N", help=per_class)
 
 
 def find_photos(image_dir: Path | None, quick: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -622,31 +513,20 @@ def find_photos(image_dir: Path | None, quick: bool = False) -> tuple[Path, dict
 
     The places: ``image_dir``; ``flower_photos`` in the folder named by the environment variable
     COURSE_DATA; ``data/flower_photos``; the download, but not with ``quick``; at last generated
-    pictures, which are announced.
-
-    Raises:
-        PhotosError: ``image_dir`` is not a folder.
+    pictures, which are announced. Raises PhotosError if ``image_dir`` is not a folder.
     """
     if image_dir is not None:
+        # On Windows the argument "C:\\photos\\" --quick is C:\\photos" --quick
         name, quote, more = str(image_dir).partition('"')
-        if (
-            quote and not image_dir.exists()
-        ):  # on Windows "C:\\photos\\" is C:\\photos" and all after it
-            if more.strip():
-                raise PhotosError(
-                    f"--image-dir: {image_dir} is no folder. Leave out the backslash before the "
-                    "closing quotation mark: it joins the flags that follow to the name"
-                )
-            image_dir = Path(name)
-        folder = image_dir.expanduser().resolve()
-        table = folder.is_file() and folder.suffix.lower() == ".csv"
-        if not (folder.is_dir() or table):
+        if quote and more.strip() and not image_dir.exists():
+            raise PhotosError(f"--image-dir: {image_dir}: no backslash before the closing quote")
+        folder = (image_dir if image_dir.exists() else Path(name)).expanduser().resolve()
+        if not (folder.is_dir() or (folder.is_file() and folder.suffix.lower() == ".csv")):
             raise PhotosError(f"--image-dir: there is no folder {folder}")
         return folder, {"source": f"photos in {folder}", "stand_in": False}
-    folders = [CACHE / FLOWERS]
-    if os.environ.get("COURSE_DATA"):
-        folders.insert(0, Path(os.environ["COURSE_DATA"]).expanduser().resolve() / FLOWERS)
-    for folder in folders:
+    named = os.environ.get("COURSE_DATA")
+    folders = [*([Path(named).expanduser().resolve()] if named else []), CACHE]
+    for folder in (folder / FLOWERS for folder in folders):
         if folder.is_dir():
             return folder, {"source": f"flower_photos in {folder}", "stand_in": False}
     reason = "It is not downloaded with --quick."
@@ -667,24 +547,16 @@ def find_photos(image_dir: Path | None, quick: bool = False) -> tuple[Path, dict
 
 
 def fetch_flowers() -> Path:
-    """Download flower_photos into ``data/flower_photos``; the folder.
-
-    Raises:
-        DownloadError: no source delivers it, or it can't be unpacked here.
-    """
+    """Download flower_photos into ``data/flower_photos``. Raises DownloadError."""
     folder = CACHE / FLOWERS
     for left in CACHE.glob(".unpacking-*"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     archive = fetch(FLOWERS_URLS, CACHE / f"{FLOWERS}.tgz", FLOWERS_SHA256)
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix=".unpacking-", dir=CACHE) as temporary,
-            tarfile.open(archive) as tar,
-        ):
-            members = track(tar.getmembers(), "Unpacking")
-            tar.extractall(temporary, members=members, filter="data")
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=CACHE) as temporary:
+            shutil.unpack_archive(archive, temporary, filter="data")
             Path(temporary, FLOWERS).replace(folder)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, shutil.ReadError, EOFError, zlib.error, OSError) as error:
         raise DownloadError(f"{archive} can't be unpacked: {error}") from error
     archive.unlink()
     return folder
@@ -716,7 +588,7 @@ def draw_stand_in(label: str, number: int) -> Image.Image:
         x, y, r = dice.randint(40, 280), dice.randint(40, 200), dice.randint(20, 60)
         colour = tuple(dice.randrange(256) for _ in range(3))
         if label == "circles":
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+            draw.circle((x, y), r, fill=colour)
         elif label == "crosses":
             draw.rectangle((x - r, y - r // 4, x + r, y + r // 4), fill=colour)
             draw.rectangle((x - r // 4, y - r, x + r // 4, y + r), fill=colour)
@@ -738,23 +610,21 @@ def example_photos() -> list[Path]:
     return [grace, images / "china.jpg", images / "flower.jpg"]
 
 
-def print_split(parts: dict[str, list[Photo]], classes: Iterable[str]) -> None:
+def print_split(parts: dict[str, list[Photo]], classes: Sequence[str]) -> None:
     """How many photos of each class are in each set."""
-    table = Table("class", *parts, title="The split")
     counts = {name: Counter(photo.label for photo in photos) for name, photos in parts.items()}
+    width = max(map(len, (*classes, "all")))
+    print(" " * width, *(f"{name:>10}" for name in parts))
     for label in classes:
-        table.add_row(escape(label), *(f"{count[label]:,}" for count in counts.values()))
-    table.add_row("all", *(f"{len(photos):,}" for photos in parts.values()), style="bold")
-    Console().print(table)
+        print(f"{label:{width}}", *(f"{count[label]:>10,}" for count in counts.values()))
+    print(f"{'all':{width}}", *(f"{len(photos):>10,}" for photos in parts.values()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folder", nargs="?", type=Path, help="a folder with a folder per class, or a CSV file"
-    )
+    parser.add_argument("folder", nargs="?", type=Path, help="or a CSV file")
     args = parser.parse_args()
     try:
         folder, data = find_photos(args.folder)
@@ -764,8 +634,7 @@ def main() -> None:
         print_split(split(found.photos, 10, 10), found.classes)
     except (PhotosError, OSError) as error:
         parser.error(str(error))
-    if data["stand_in"]:
-        sys.exit("flower_photos itself could not be had.")
+    sys.exit("flower_photos itself could not be had." if data["stand_in"] else 0)
 
 
 if __name__ == "__main__":

@@ -251,14 +251,13 @@ def test_every_fault_is_found_and_named(folder, capsys):
     assert kinds == {f"crosses/{name}": kind for name, (_, kind) in BAD.items()} | {
         "红 圆/both too.jpg": "one photo in several classes",
         "crosses/deeper": "a folder inside a class's folder",
-        "nothing in it": "a class without a photo that can be used",
+        "nothing in it": "a class with too few photos",
         "two": "a class with too few photos",
         "loose.jpg": "in no class's folder",
     }
     assert len(found.photos) == 22 + 22 + 5
-    few, misnamed = found.warnings
+    (few,) = found.warnings
     assert few.startswith("'few' has 5 photos")
-    assert "few/0.png is a JPEG" in misnamed
     print_report(found)
     shown = capsys.readouterr().out
     assert "crosses/cut.jpg" in shown and "truncated" in shown and "49 photos" in shown
@@ -396,9 +395,7 @@ def test_near_copies_are_listed(folder):
     (folder / "红 圆" / "smaller.jpg").write_bytes(again)
     (folder / "crosses" / "smaller too.jpg").write_bytes(again + b"\0")
     one, two = scan(folder).warnings
-    assert one == "nearly the same photo, kept in one set: crosses/smaller too.jpg and " + (
-        "crosses/照片 03.jpg"
-    )
+    assert "in one class, kept in one set: crosses/smaller too.jpg and crosses/照片 03.jpg" in one
     assert "nearly the same photo in two classes: " in two and "红 圆/smaller.jpg" in two
 
 
@@ -407,7 +404,7 @@ def test_a_second_look_reads_no_file_that_is_unchanged(folder, tmp_path, monkeyp
     before = scan(folder, cache=cache)
     looked: list[Path] = []
     look = data.photos._look_at
-    monkeypatch.setattr(data.photos, "_look_at", lambda paths: looked.extend(paths) or look(paths))
+    monkeypatch.setattr(data.photos, "_look_at", lambda path: looked.append(path) or look(path))
     assert scan(folder, workers=1, cache=cache) == before and looked == []
     changed, added = folder / "crosses" / "照片 05.jpg", folder / "crosses" / "new.jpg"
     changed.write_bytes(photo_of("crosses", 35))
@@ -424,7 +421,7 @@ def test_a_second_look_reads_no_file_that_is_unchanged(folder, tmp_path, monkeyp
     ("remove", "reason"),
     [
         (("crosses", "红 圆"), "holds no class with photos"),
-        (("crosses",), "holds photos of only one class, '红 圆'"),
+        (("crosses",), "holds only one class, '红 圆'"),
     ],
 )
 def test_a_folder_without_two_classes_is_refused(folder, remove, reason):
@@ -549,7 +546,7 @@ def test_a_class_of_one_picture_is_split_all_the_same(capsys):
     parts = split(photos, 20, 20)
     assert sum(map(len, parts.values())) == 160
     assert all({photo.label for photo in photos} == {"a", "film"} for photos in parts.values())
-    assert "'film' are so much alike" in capsys.readouterr().err
+    assert "'film' are so much alike" in capsys.readouterr().out
 
 
 def test_folders_of_sets_are_used_as_they_are(folder, tmp_path):
@@ -599,10 +596,10 @@ def test_a_csv_file_names_the_photos(folder, tmp_path):
         assert missing.path.name == "missing.jpg" and missing.kind == "a file that can't be read"
     print_report(found)
     table.write_text("\n".join(rows), encoding="utf-8")
-    assert "a second label" in {fault.kind for fault in scan(table).faults}
+    assert "one photo in several classes" in {fault.kind for fault in scan(table).faults}
     for bad in ("one word", "a.jpg,b,c", "a.jpg,"):
         table.write_text(f"file,label\na.jpg,a\n{bad}\n", encoding="utf-8")
-        with pytest.raises(PhotosError, match=r"labels\.csv, line 3: expected file,label"):
+        with pytest.raises(PhotosError, match=r"labels\.csv: expected file,label, found"):
             scan(table)
 
 
@@ -617,7 +614,7 @@ def test_a_link_to_nothing_is_left_out(folder):
 
 def test_a_backslash_before_the_closing_quotation_mark(folder):
     assert find_photos(Path(f'{folder}"'))[0] == folder
-    with pytest.raises(PhotosError, match="Leave out the backslash"):
+    with pytest.raises(PhotosError, match="no backslash before the closing quote"):
         find_photos(Path(f'{folder}" --epochs 3'))
 
 

@@ -1,9 +1,8 @@
 """A trained photo classifier: its network, preprocessing and labels in two files
 
-``pool3_train/01_retrain.py`` and ``slim_train/02_train_image_classifier.py`` save it,
-``pool3_train/02_test_images.py`` and ``slim_train/03_eval_image_classifier.py`` load it. Beside
-``NAME.keras``, which takes pixels and gives probabilities, lies ``NAME.json``, which says what they
-stand for and how the network was trained.
+The trainings of ``inception_v3/`` save it; ``pool3_train/02_test_images.py`` and slim's test load
+it. Beside ``NAME.keras``, which takes pixels and gives probabilities, lies ``NAME.json``, which
+says what they stand for and how the network was trained.
 """
 
 import hashlib
@@ -11,9 +10,9 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import ConfusionMatrixDisplay, classification_report
 
@@ -41,15 +39,11 @@ class ModelError(ValueError):
 def whole_model(
     network: keras.Model, head: keras.Model | None, size: int, classes: Sequence[str]
 ) -> keras.Model:
-    """A network with all that belongs before and behind it: images float32 or uint8 [b, h, w, 3],
-    from 0 to 255 and of any size, to probabilities [b, classes]. It shares the weights.
+    """A network with all that belongs before and behind it: images float32 or uint8 [b, h, w, 3]
+    from 0 to 255, of any size, to probabilities [b, classes]. ``network`` takes images [b, size,
+    size, 3] in [-1, 1] and gives features for ``head``, or logits if that is None.
 
-    ``network`` takes images [b, size, size, 3] in [-1, 1]. It gives features, of which ``head``
-    makes logits, or logits itself if ``head`` is None.
-
-    ``keras.layers.Resizing`` is not used: its ``training`` is True by default, and Keras 3.15 hands
-    that on to all layers behind it. ``keras.ops.image.resize`` computes the same.
-    """
+    (``keras.layers.Resizing`` would hand its ``training=True`` on to all layers behind it.)"""
     pixels = keras.Input((None, None, 3), name="pixels")
     x = keras.ops.image.resize(pixels, (size, size), "bilinear", antialias=True)
     logits = network(keras.layers.Rescaling(1 / 127.5, -1)(x))
@@ -61,8 +55,7 @@ def whole_model(
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network and its facts: ``model`` is a ``whole_model``, ``about`` what the training
-    wrote: classes, size, weights, training_photos and more."""
+    """A ``whole_model`` and what the training wrote about it, as ``save_classifier`` says."""
 
     model: keras.Model
     classes: list[str]
@@ -87,50 +80,47 @@ class Classifier:
     def probabilities(
         self, sources: Iterable[str | Path | bytes], failed: dict[int, str] | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """For each image file, or its bytes, its number and its probabilities, float32 [classes].
+        """The number of each image file, or its bytes, and its probabilities, float32 [classes].
 
         Threads read, decode and resize the next images while the network works on a batch. What
-        can't be read is left out, and ``failed`` gets the reason by its number; without ``failed``
-        the OSError or ValueError is raised.
-        """
+        can't be read is left out, and its reason is ``failed[number]``; without ``failed`` the
+        OSError or ValueError is raised."""
+        numbered = enumerate(sources)
         with ThreadPoolExecutor() as threads:
-            waiting: deque = deque()
-            for pair in enumerate(sources):
-                waiting.append((pair[0], threads.submit(self.load, pair[1])))
-                if len(waiting) == 3 * BATCH_SIZE:
-                    yield from self._ask([waiting.popleft() for _ in range(BATCH_SIZE)], failed)
-            while waiting:
-                count = min(BATCH_SIZE, len(waiting))
-                yield from self._ask([waiting.popleft() for _ in range(count)], failed)
 
-    def _ask(self, batch: list, failed: dict[int, str] | None) -> Iterator[tuple[int, np.ndarray]]:
-        images = {}
-        for number, future in batch:
-            try:
-                images[number] = future.result()
-            except (OSError, ValueError) as error:
-                if failed is None:
-                    raise
-                failed[number] = getattr(error, "strerror", None) or str(error)
-        if images:
-            yield from zip(images, self._graph(np.stack([*images.values()])).numpy(), strict=True)
+            def submit() -> list:
+                some = islice(numbered, BATCH_SIZE)
+                return [(number, threads.submit(self.load, source)) for number, source in some]
+
+            waiting = deque([submit(), submit()])
+            while batch := waiting.popleft():
+                waiting.append(submit())
+                images = {}
+                for number, future in batch:
+                    try:
+                        images[number] = future.result()
+                    except (OSError, ValueError) as error:
+                        if failed is None:
+                            raise
+                        failed[number] = getattr(error, "strerror", None) or str(error)
+                if images:
+                    rows = self._graph(np.stack([*images.values()])).numpy()
+                    yield from zip(images, rows, strict=True)
 
     def was_trained_on(self, content: bytes) -> bool:
         """Whether the bytes of a file are those of a training photo, wherever the file lies."""
-        return hashlib.sha256(content).hexdigest() in self._training_photos
+        return hashlib.sha256(content).hexdigest() in self._trained_on
 
     @cached_property
-    def _training_photos(self) -> frozenset[str]:
+    def _trained_on(self) -> frozenset[str]:
         return frozenset(self.about.get("training_photos", ()))
 
 
 def save_classifier(path: Path, model: keras.Model, about: Mapping[str, Any]) -> None:
-    """Save a ``whole_model`` as ``path``, a name that ends in .keras, and ``about`` beside it, with
-    ``classes``, ``size``, ``weights`` (in words) and ``training_photos``, their SHA-256. What is
-    there already is replaced once both files are whole. Raises OSError."""
-    with ExitStack() as stack:
-        info = stack.enter_context(written_whole(path.with_suffix(".json")))
-        temporary = stack.enter_context(written_whole(path))  # gets its name first
+    """Save a ``whole_model`` as ``path``, which ends in .keras, and ``about`` beside it: classes,
+    size, weights (in words), training_photos (their SHA-256) and more. What is there already is
+    replaced once both files are whole. Raises OSError."""
+    with written_whole(path.with_suffix(".json")) as info, written_whole(path) as temporary:
         model.save(temporary)
         write_json(info, {**about, "sha256": sha256(temporary)})
 
@@ -139,15 +129,11 @@ def load_classifier(path: str | Path) -> Classifier:
     """Load what ``save_classifier`` saved: the .keras file, or the folder that holds it. Raises
     ModelError where there is no whole model."""
     path = Path(path).expanduser()
-    if path.is_dir():
-        found = sorted(path.glob("[!.]*.keras"))
-        if len(found) != 1:
-            many = f"{len(found)} models: name one of them" if found else "no model: train one"
-            raise ModelError(f"{path} holds {many}")
-        (path,) = found
-    if not path.is_file():
-        raise ModelError(f"there is no model {path}: train one")
-    info = path.with_suffix(".json")
+    found = sorted(path.glob("[!.]*.keras")) if path.is_dir() else [path]
+    if len(found) != 1 or not found[0].is_file():
+        many = f"holds {len(found)} models: name one of them" if len(found) > 1 else "is no model"
+        raise ModelError(f"{path} {many}")
+    path, info = found[0], found[0].with_suffix(".json")
     try:
         about = json.loads(info.read_text(encoding="utf-8"))
         classes, _, digest = (about[name] for name in ("classes", "size", "sha256"))
@@ -174,8 +160,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
-    """McNemar's exact test: p if two models, right or wrong on the same photos, bool [n] each, are
-    equally good. Photos that both get right, or both wrong, say nothing about that."""
+    """McNemar's exact test: p if two models, right on the same n photos or not, are equally good.
+    Photos that both get right, or both wrong, say nothing about that."""
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
@@ -183,8 +169,8 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
 def print_test(
     truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Print how many of n photos are right, and precision, recall and F1 of each class; return
-    ``accuracy``, its ``interval``, and scikit-learn's report as ``classes``."""
+    """Print and return the ``accuracy`` on n photos, its ``interval``, and scikit-learn's report
+    on the ``classes``."""
     answers = probabilities.argmax(axis=1)
     settings = {"labels": range(len(classes)), "target_names": classes, "zero_division": 0}
     print(classification_report(truth, answers, **settings, digits=3))
@@ -197,13 +183,11 @@ def print_test(
 
 def draw_confusion(truth: np.ndarray, answers: np.ndarray, classes: Sequence[str]) -> plt.Figure:
     """The confusion matrix: rows are the truth, columns the answers."""
-    side = min(4.5 + 0.45 * len(classes), 30)
+    side, names = min(4.5 + 0.45 * len(classes), 30), [shorten(label) for label in classes]
     figure, axes = plt.subplots(figsize=(side + 0.5, side), layout="constrained")
-    look = {"cmap": "Blues", "xticks_rotation": 45, "colorbar": len(classes) > 30}
-    look |= {"include_values": len(classes) <= 30, "display_labels": [shorten(c) for c in classes]}
-    labels = range(len(classes))
-    ConfusionMatrixDisplay.from_predictions(truth, answers, labels=labels, ax=axes, **look)
-    plt.setp(axes.get_xticklabels(), ha="right", rotation_mode="anchor")
+    look = {"cmap": "Blues", "colorbar": False, "xticks_rotation": 90, "display_labels": names}
+    look |= {"labels": range(len(classes)), "include_values": len(classes) <= 30}
+    ConfusionMatrixDisplay.from_predictions(truth, answers, ax=axes, **look)
     axes.set(xlabel="answer", ylabel="truth", title=f"{len(truth):,} photos")
     return figure
 
@@ -212,12 +196,9 @@ def draw_photos(
     sources: Sequence[Path | bytes], titles: Sequence[str], wrong: Sequence[bool] = ()
 ) -> plt.Figure:
     """Up to ``SHOWN`` photos with their titles, orange where wrong."""
-    thumbnails = []
-    for source in sources[:SHOWN]:
-        thumbnails.append(Image.fromarray(load_image(source, shorter=240)))
-        thumbnails[-1].thumbnail((240, 240))
-    columns = min(6, max(2, len(thumbnails)))
-    return picture_grid(thumbnails, titles[:SHOWN], columns, wrong[:SHOWN], size=2.1)
+    images = [load_image(source, shorter=240) for source in sources[:SHOWN]]
+    columns = min(6, max(2, len(images)))
+    return picture_grid(images, titles[:SHOWN], columns, wrong[:SHOWN], size=2.1)
 
 
 def shorten(text: str, most: int = 20) -> str:

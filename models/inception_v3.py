@@ -90,11 +90,8 @@ PARTS = {  # what main() fetches, by the name that a user gives
 
 
 def find_file(name: str, download: bool = True) -> Path | None:
-    """A published file, from the first place that has it right: this machine, a download.
-
-    Returns:
-        The file, or None when it is nowhere, after saying on stderr how to supply it.
-    """
+    """A published file, from the first place that has it right: this machine, a download. None,
+    after saying on stderr how to supply it, when it is nowhere."""
     if (path := on_this_machine(name)) is not None:
         return path
     reason = "It is not downloaded with --quick."
@@ -148,8 +145,7 @@ def unpack(archive: Path) -> str | None:
     """Take the three files that are wanted out of Google's archive into ``models/inception_v3/``.
     What is wrong with it, as the end of a sentence; None if each has the right checksum.
 
-    Each is unpacked to a temporary folder, checked and renamed, so that a file cut short by Ctrl-C
-    or a full disk never bears the final name. Only plain files are taken, under their bare names.
+    Each is checked before it gets its name. Only plain files are taken, under their bare names.
     """
     wanted = [*ARCHIVED]
     try:
@@ -177,10 +173,8 @@ def read_frozen(path: Path, needs: Sequence[str], flag: str = "--graph-def") -> 
     graph_def = tf.compat.v1.GraphDef()
     try:
         graph_def.ParseFromString(path.read_bytes())
-    except DecodeError:
-        raise SystemExit(f"{flag}: {path} is not a GraphDef: damaged, or another file") from None
-    except OSError as error:
-        raise SystemExit(f"{flag}: can't read {path}: {error.strerror}") from error
+    except (DecodeError, OSError) as error:
+        raise SystemExit(f"{flag}: can't read a GraphDef from {path}: {error}") from None
     types = {node.name: node.op for node in graph_def.node}
     if lacking := [name for name in needs if name not in types]:
         raise SystemExit(f"{flag}: the graph in {path} has no {', '.join(lacking)}")
@@ -222,22 +216,15 @@ def add_weights_flag(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="imagenet",
         metavar="imagenet|none|FILE",
-        help="imagenet: Keras's, found on this machine or downloaded (with --quick not "
-        "downloaded); none: an untrained network; or a file of weights",
+        help="imagenet: Keras's, downloaded (not with --quick); none: untrained; or a file of them",
     )
 
 
 def find_weights(choice: str, top: bool, quick: bool = False, seed: int = 1) -> Weights:
     """The weights that ``--weights`` asks for; none, announced, if ImageNet's can't be had.
 
-    Args:
-        choice: ``"imagenet"``, ``"none"`` or the path of a file, which is used as it is.
-        top: with the last layer, for ImageNet's 1,000 classes.
-        quick: do not download.
-        seed: of an untrained network.
-
-    Raises:
-        SystemExit: the file is missing.
+    ``choice`` is ``"imagenet"``, ``"none"`` or a file, which is used as it is (SystemExit if it is
+    missing); ``top``: with the last layer, for ImageNet's 1,000 classes; ``quick``: no download.
     """
     name = KERAS_TOP if top else KERAS_NOTOP
     path = None
@@ -259,10 +246,8 @@ def warn_unpublished(weights: Weights) -> None:
     if weights.stand_in:
         print("*** Measured with an UNTRAINED network: no result above is InceptionV3's ***")
     elif not weights.published:
-        print(
-            f"Measured with {weights.path.name}, which is not the file that Keras publishes: "
-            "no result above is InceptionV3's own."
-        )
+        name = weights.path.name
+        print(f"Measured with {name}, not Keras's file: no result above is InceptionV3's own.")
 
 
 def resize(images: Any, size: int) -> Any:
@@ -335,18 +320,16 @@ def load_weights(model: Any, weights: Weights) -> None:
             warnings.simplefilter("ignore")  # Keras's, of each layer, before it refuses the file
             model.load_weights(weights.path)
     except Exception as error:  # h5py and Keras raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SystemExit(
-            f"--weights: {weights.path} doesn't hold this network's weights ({reason})"
-        ) from None
+        what = f"--weights: {weights.path} doesn't hold this network's weights"
+        raise SystemExit(f"{what}: {str(error).strip().partition('. ')[0]}") from None
 
 
 def blocks(model: Any) -> dict[str, list[Any]]:
     """The layers of Keras's InceptionV3 by block, in order: ``stem``, ``mixed0`` to ``mixed10``,
     ``pool3`` (with what is on top of it, if anything).
 
-    Keras sorts layers by their distance to the output, and every path goes through each mixed
-    block's end. So all that comes between two of these ends belongs to one block.
+    Keras sorts layers by their distance to the output, and every path goes through each block's
+    end. So all that comes between two ends belongs to one block.
     """
     names = ["stem", *(f"mixed{number}" for number in range(11)), "pool3"]
     found: dict[str, list[Any]] = {name: [] for name in names}
@@ -358,15 +341,8 @@ def blocks(model: Any) -> dict[str, list[Any]]:
     return found
 
 
-# %%
-# From the shell
-# --------------
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     known = ", ".join(PARTS)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{known} (default: all of them)")
     parser.add_argument("--list", action="store_true", help="look on this machine only")

@@ -294,7 +294,7 @@ def test_the_graph_must_have_googles_interface(cache, zoo, tmp_path, capsys):
     flags = [zoo / "png.png", "--graph-def"]
     with pytest.raises(SystemExit, match=r"--graph-def: the graph in .* has no softmax"):
         run_lesson(PREDICT, tmp_path / "run", *flags, graph)
-    with pytest.raises(SystemExit, match=r"--graph-def: can't read .*none\.pb"):
+    with pytest.raises(SystemExit, match=r"--graph-def: can't read a GraphDef from .*none\.pb"):
         run_lesson(PREDICT, tmp_path / "run", *flags, tmp_path / "none.pb")
 
 
@@ -319,7 +319,7 @@ def test_keras_answers_what_the_network_answers(index, zoo, tmp_path):
     flags = ["--weights", tmp_path / "mine.weights.h5", "--top", 3]
     lesson = run_lesson(PREDICT, tmp_path / "run", *photos, zoo / "lying.jpg", *flags)
     assert lesson.result["weights"] == "mine.weights.h5, not published by Keras"
-    assert "mine.weights.h5, which is not the file that Keras publishes" in lesson.output
+    assert "Measured with mine.weights.h5, not Keras's file" in lesson.output
     rows = read_csv(tmp_path / "run")
     images = [Image.open(path).convert("RGB") for path in photos] + [base_picture()]
     squares = [np.asarray(i.resize((299, 299), Image.Resampling.BILINEAR)) for i in images]

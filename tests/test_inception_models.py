@@ -401,7 +401,7 @@ def frozen(*operations: str, variable: bool = False) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff" * 99, "is not a GraphDef"),
+        (b"\xff" * 99, "can't read a GraphDef"),
         (b"", "has no jpeg, softmax"),
         (frozen("jpeg", "other"), "has no softmax"),
         (frozen("jpeg", "softmax", variable=True), "is not frozen"),

@@ -246,8 +246,8 @@ def warn_unpublished(weights: Weights) -> None:
     if weights.stand_in:
         print("*** Measured with an UNTRAINED network: no result above is InceptionV3's ***")
     elif not weights.published:
-        name = weights.path.name
-        print(f"Measured with {name}, not Keras's file: no result above is InceptionV3's own.")
+        fault = "not the file that Keras publishes: no result above is InceptionV3's own."
+        print(f"Measured with {weights.path.name}, {fault}")
 
 
 def resize(images: Any, size: int) -> Any:

@@ -319,7 +319,7 @@ def test_keras_answers_what_the_network_answers(index, zoo, tmp_path):
     flags = ["--weights", tmp_path / "mine.weights.h5", "--top", 3]
     lesson = run_lesson(PREDICT, tmp_path / "run", *photos, zoo / "lying.jpg", *flags)
     assert lesson.result["weights"] == "mine.weights.h5, not published by Keras"
-    assert "Measured with mine.weights.h5, not Keras's file" in lesson.output
+    assert "Measured with mine.weights.h5, not the file that Keras publishes" in lesson.output
     rows = read_csv(tmp_path / "run")
     images = [Image.open(path).convert("RGB") for path in photos] + [base_picture()]
     squares = [np.asarray(i.resize((299, 299), Image.Resampling.BILINEAR)) for i in images]

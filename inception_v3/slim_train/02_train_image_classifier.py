@@ -93,10 +93,10 @@ keras.utils.set_random_seed(args.seed)
 # %%
 # How long, and in which phases
 # -----------------------------
-# A body that comes with weights has seen 1.2 million photos, the new heads none. At first their
-# gradients are large and wrong, and would spoil what the body knows. So they are trained alone
-# before the body is trained with them, from the part ``--train-from`` upwards. With ``--head`` the
-# head is one that ``pool3_train/01_retrain.py`` has trained, and the first phase is left out.
+# A body that comes with weights has seen 1.2 million photos, a new head none. At first the head's
+# gradients are large and wrong, and would spoil what the body knows. So heads are trained alone
+# first, then the body with them, from the part ``--train-from`` upwards. With ``--head`` the head
+# is one that ``pool3_train/01_retrain.py`` has trained, and the first phase is left out.
 #
 # Without weights there is nothing to spoil, and everything is trained from the first step.
 
@@ -112,13 +112,13 @@ trained_parts = PARTS[PARTS.index(train_from) :]
 # Photos in an order that follows from seed and step
 # --------------------------------------------------
 # slim had three objects with queues and threads: ``DatasetDataProvider``, ``tf.train.batch`` and
-# ``prefetch_queue``. Today that is one expression, ``train_batches``. As in
-# ``captcha_multitask/03_train.py`` the seed and the number of the step decide everything random. So
-# a training that was killed skips the batches it had, before anything is decoded, and sees what it
-# would have seen. Of several workers each decodes its ``share`` of a batch.
+# ``prefetch_queue``. Today that is one expression, in ``train_batches``. The seed and the number of
+# the step decide all that is random, as in ``captcha_multitask/03_train.py``. So a training that
+# was killed skips the batches that it had, before anything is decoded, and goes on with those that
+# it would have had. Of several workers each decodes its ``share`` of a batch.
 #
-# Photos that wait to be drawn from are files, not pixels, but those of a telephone have megabytes.
-# So the buffer is bounded in bytes, not in photos.
+# In the shuffle buffer photos wait as files, not as pixels. A telephone's file has megabytes, so
+# the buffer is bounded in bytes, not in photos.
 
 FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -139,9 +139,10 @@ def epoch(number: tf.Tensor) -> tf.data.Dataset:
 # %%
 # A photo is never the same twice
 # -------------------------------
-# slim's Inception preprocessing: some part of the photo is cut out and squeezed into a square,
-# perhaps mirrored, made lighter or darker, paler or more colourful. The operations are stateless:
-# their dice follow from a seed, here of the training's seed and the photo's number in the training.
+# This is slim's Inception preprocessing. Some part of the photo is cut out and squeezed into a
+# square, perhaps mirrored, made lighter or darker, paler or more colourful. TensorFlow's
+# ``stateless`` operations draw the random numbers from a seed that they are given: here it is the
+# training's seed and the photo's number in the training.
 #
 # In validation, test and use the network sees the whole photo, squeezed into the square, as in
 # ``pool3_train``.
@@ -196,14 +197,14 @@ validation = validation.batch(args.batch_size).prefetch(1)
 # %%
 # The network, and a head that only helps to train
 # ------------------------------------------------
-# The gradient of the lowest layers comes down through all others. C. Szegedy et al. (2015, arXiv
-# 1512.00567) gave them a second, shorter way: an *auxiliary head* on the maps where slim's
-# ``Mixed_6e`` ends, Keras's ``mixed7``, with a loss of its own. It takes part in training only. It
-# reaches what lies below it, so it is built if any of that is trained.
+# The gradient reaches the lowest layers through all others. C. Szegedy et al. (2015, arXiv
+# 1512.00567) gave it a second, shorter way: an *auxiliary head* with a loss of its own, on the maps
+# with which slim's ``Mixed_6e`` ends, Keras's ``mixed7``. It takes part in training only. Its loss
+# says nothing to the layers above it, so it is built only if some below it are trained.
 #
-# A layer of batch normalisation that came with weights keeps their means and variances. From a
-# batch of 32 flowers it would learn worse ones than from ImageNet. In Keras a normalisation that is
-# not ``trainable`` uses them as they are. Without weights there is nothing to keep.
+# Batch normalisation keeps the means and variances that came with the weights. Those of 32 flowers
+# would be worse. In Keras a normalisation that is not ``trainable`` uses them as they are. Without
+# weights there is nothing to keep.
 
 truncated = keras.initializers.TruncatedNormal  # slim's start for heads
 norm = {"momentum": 0.9, "synchronized": place.replicas > 1}
@@ -261,12 +262,12 @@ def train_only(names: tuple[str, ...]) -> list[keras.Variable]:
 # Three losses
 # ------------
 # **Cross-entropy with smoothed labels.** A network that is asked for a probability of 1 makes its
-# logits larger for ever. With a smoothing of ε it is asked for a little less, and for something of
+# logits larger for ever. With a smoothing of ε it is asked for a little less, and for a little of
 # each of the K classes:
 #
 # .. math:: q_k = (1 - \varepsilon)\,[k = y] + \varepsilon / K, \qquad L = -\sum_k q_k \ln p_k
 #
-# **The auxiliary head's**, the same of its logits, times 0.4.
+# **The auxiliary loss**, the same of the auxiliary head's logits, times 0.4.
 #
 # **Weight decay**, :math:`\lambda/2 \sum w^2` over all kernels that are trained. As in slim it is a
 # part of the loss, so its gradient λw goes through the optimizer like the others.
@@ -295,8 +296,8 @@ def weight_decay(variables: list[keras.Variable]) -> tf.Tensor:
 # With slim's ε = 1 it divides by hardly more than 1 as long as gradients are small: it is momentum
 # with a brake for large gradients. (TensorFlow 1 began with v = 1, Keras begins with 0.)
 #
-# The rate is constant while the heads are trained alone. Then it falls to 0 along half a cosine, or
-# as slim's did, by 6 % every two epochs.
+# The rate is constant while heads are trained alone. Then it falls to 0 along half a cosine, or by
+# 6 % every two epochs, as slim's did.
 
 variables = train_only((*trained_parts, "head"))
 with place.strategy.scope():
@@ -354,8 +355,8 @@ def swap() -> None:
 # One step
 # --------
 # Each replica computes its part of the batch's mean loss, and ``apply_gradients`` adds up their
-# gradients. The tape watches what is trained now and nothing else. Layers below the lowest of these
-# need no backward pass, which is two thirds of the work.
+# gradients. The tape watches what is trained in this phase and nothing else. So the layers below
+# need no backward pass, which would be two thirds of their work.
 
 
 def step_of(trained: list[keras.Variable]) -> Any:

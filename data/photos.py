@@ -411,7 +411,7 @@ def split(
     moved = {g: s for g, s in dict(remembered.get(setting, {})).items() if s in wanted}
     known = dict(moved)
     free = [photo for photo in photos if photo.part in ("", "train")]
-    groups = _groups(free, len(wanted), keep_near_copies)
+    groups = groups_of(free, len(wanted), keep_near_copies)
     sets = {group: moved.get(group) or by_hash(group) for group in groups.values()}
     for label in dict.fromkeys(photo.label for photo in free):
         own = sorted({groups[photo] for photo in free if photo.label == label}, key=_place)
@@ -432,7 +432,7 @@ def split(
     return {n: [p for p in photos if chosen[p] == n] for n in ("train", "validation", "test")}
 
 
-def _groups(photos: Sequence[Photo], least: int, keep_near_copies: bool) -> dict[Photo, str]:
+def groups_of(photos: Sequence[Photo], least: int, keep_near_copies: bool) -> dict[Photo, str]:
     """What the hash is taken of, for each photo: the same for photos that belong together.
 
     A class of which almost all belongs together (the frames of one film), so that there are fewer

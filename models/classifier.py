@@ -198,7 +198,10 @@ def draw_photos(
     """Up to ``SHOWN`` photos with their titles, orange where wrong."""
     images = [load_image(source, shorter=240) for source in sources[:SHOWN]]
     columns = min(6, max(2, len(images)))
-    return picture_grid(images, titles[:SHOWN], columns, wrong[:SHOWN], size=2.1)
+    figure = picture_grid(images, titles[:SHOWN], columns, wrong[:SHOWN])
+    height = 2.1 * np.median([image.shape[0] / image.shape[1] for image in images]) + 0.5
+    figure.set_size_inches(2.1 * columns, -(-len(images) // columns) * height)
+    return figure
 
 
 def shorten(text: str, most: int = 20) -> str:

@@ -20,15 +20,14 @@ Time: 0.07 s a photo on two CPU cores and a minute for the rest. A second run fi
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
-from google.protobuf import text_format
 from rich.progress import track
 from sklearn.model_selection import StratifiedGroupKFold
-from tensorboard.plugins import projector
 from tensorflow.python.framework import convert_to_constants, op_def_registry
 
 from data import photos as folders
@@ -37,7 +36,16 @@ from data.images import decode, label_fonts, orientation
 from data.photos import Photo, PhotosError, read
 from models import classifier, inception_v3
 from utils.figures import curves
-from utils.run import ROOT, Run, make_parser, positive_float, positive_int, readable, written_whole
+from utils.run import (
+    ROOT,
+    Run,
+    make_parser,
+    positive_float,
+    positive_int,
+    readable,
+    sha256,
+    written_whole,
+)
 from utils.summary import write_graph
 
 BATCH_SIZE = 16  # photos that go through InceptionV3 together
@@ -89,12 +97,7 @@ add("flip_left_right", action="store_true", help="train on the mirrored photos a
 for name, reason in IDLE.items():
     add(name, help=f"does nothing: {reason}")
 add("image_size", type=positive_int, default=299, quick=139, help="pixels that the network sees")
-add(
-    "class_weights",
-    choices=("none", "balanced"),
-    default="none",
-    help="balanced: all classes alike",
-)
+add("class_weights", choices=("none", "balanced"), default="none", help="balanced: all alike")
 add("splits", type=positive_int, default=10, quick=3, help="splits to measure with, 1 for none")
 add("write_text_bottlenecks", action="store_true", help="as retrain.py wrote them")
 add("keep_near_copies", action="store_true", help="don't keep photos together that look alike")
@@ -192,7 +195,7 @@ if args.model_dir:
     path = args.model_dir.expanduser() / inception_v3.GRAPH_DEF
     google = inception_v3.read_frozen(path, (contents, pool3), "--model_dir")
     session = tf.compat.v1.Session(graph=google)
-    key, source, untrained = f"google-{args.model_dir.name}", f"Google's {path.name}", False
+    key, source, untrained = f"google-{sha256(path)[:12]}", f"Google's {path.name}", False
 else:
     weights = inception_v3.find_weights(args.weights, False, args.quick, args.seed)
     key, source = f"{weights.key}-{args.image_size}", weights.source
@@ -243,11 +246,13 @@ def bottlenecks_of(photos: Sequence[Photo], mirrored: bool = False) -> np.ndarra
         for rows in track(features_of(missing, mirrored), "Features", steps, disable=not missing):
             kept.add(missing[done : done + len(rows)], rows)
             done += len(rows)
+        kept.save()
     except (tf.errors.OpError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise SystemExit(f"Stopped at {missing[done].path} or soon after: {reason}") from None
     finally:  # also after Ctrl-C: the next run goes on from here
-        kept.save()
+        with suppress(OSError):
+            kept.save()
     print(f"Bottlenecks: {len(photos) - len(missing):,} were there, {done:,} computed")
     return np.stack([kept.rows[photo.digest] for photo in photos])
 
@@ -382,7 +387,7 @@ tested = classifier.print_test(labels[test], scores[test], classes)
 accuracies = []  # of the splits
 count = min(args.splits, np.bincount(labels).min())
 if count > 2 and not any(photo.part for photo in photos):  # they lie in folders of sets
-    together = folders._groups(photos, count, args.keep_near_copies)  # photos that look alike
+    together = folders.groups_of(photos, count, args.keep_near_copies)  # photos that look alike
     groups = [together[photo] for photo in photos]
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=args.seed)
     tests = [places for _, places in folds.split(features, labels, groups)]
@@ -421,6 +426,7 @@ if wrong:
 # attributes at their defaults are left out.
 
 v1 = tf.compat.v1
+dense = [layer.get_weights() for layer in head.layers if layer.weights]  # kernels and biases
 if not args.model_dir:
     whole = keras.Sequential([centre, head]) if untrained else head
     model = classifier.whole_model(network, whole, args.image_size, classes)
@@ -431,7 +437,6 @@ if not args.model_dir:
 with tf.Graph().as_default() as graph:
     if args.model_dir:
         (x,) = tf.import_graph_def(google.as_graph_def(), None, [f"{pool3}:0"], "")
-        dense = [layer.get_weights() for layer in head.layers if layer.weights]
         x = tf.nn.relu(tf.nn.bias_add(tf.matmul(x, dense[0][0]), dense[0][1]))
         result = tf.nn.softmax(tf.nn.bias_add(tf.matmul(x, dense[1][0]), dense[1][1]))
     else:
@@ -483,28 +488,6 @@ with written_whole(args.output_graph) as graph_file, written_whole(labels_path) 
 gap = np.abs(rows - scores[test[:4]]).max()
 print(f"The graph's probabilities differ from the training's by at most {gap:.1g}")
 print(f"Trained: {readable(args.output_graph)}, {readable(labels_path)}")
-
-# %%
-# The features in TensorBoard's projector
-# ---------------------------------------
-# The Projector tab shows 2,048 dimensions in three. *Color by* class: a photo in the cloud of
-# another class is hard, or has the wrong label. The tab wants a checkpoint with the features and a
-# table that says what each one is.
-
-folder = Path(log_dir("projector")) if args.summaries_dir else run.path("projector")
-some = np.arange(len(photos))[:5000]
-names = ["class\tset\tphoto"]
-for i in some:
-    part = SETS[np.searchsorted(ends, i, side="right")]
-    names.append("\t".join((photos[i].label, part, photos[i].path.name)))
-with tf.summary.create_file_writer(str(folder)).as_default():  # or the tab doesn't list it
-    tf.summary.text("projector", "The features of the photos: see the Projector tab.", 0)
-tf.train.Checkpoint(embedding=tf.Variable(features[some])).save(folder / "embedding")
-(folder / "metadata.tsv").write_text("\n".join(names) + "\n", encoding="utf-8")
-config = projector.ProjectorConfig()
-tensor = "embedding/.ATTRIBUTES/VARIABLE_VALUE"  # what a checkpoint calls it
-config.embeddings.add(tensor_name=tensor, metadata_path="metadata.tsv")
-(folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config))
 
 metrics = {"test_accuracy": np.mean(accuracies), "spread": spread} if accuracies else {}
 metrics |= {"test_accuracy_of_this_split" if accuracies else "test_accuracy": tested["accuracy"]}

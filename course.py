@@ -65,6 +65,11 @@ CHAPTERS = (
 COLOURS = {"ok": "green", "skipped": "cyan", "failed": "red", "stopped": "yellow"}
 LAST_LINES = 20  # of a failed script's output
 SEEDS = 3  # with which a script that states a test accuracy is recorded
+WEIGHTS = {  # of InceptionV3: which parts of them the scripts need that begin so
+    "inception_v3/direct_apply/02": ("top", "index"),
+    "inception_v3/pool3_train/01": ("notop",),
+    "inception_v3/slim_train/02": ("notop",),
+}
 
 
 @dataclass(frozen=True)
@@ -314,6 +319,23 @@ def run_course(scripts: list[Script], full: bool, console: Console) -> int:
     return 130 if count["stopped"] else 1 if count["failed"] else 0
 
 
+def fetch_weights(scripts: list[Script], console: Console) -> None:
+    """Fetch what the scripts need of InceptionV3 and what is not on this machine, unless
+    COURSE_OFFLINE forbids it. Without it they do what they can, and say so."""
+    needs = [parts for start, parts in WEIGHTS.items() for s in scripts if s.name.startswith(start)]
+    if not needs or os.environ.get("COURSE_OFFLINE", "") not in ("", "0"):
+        return
+    from models import inception_v3
+
+    for part in dict.fromkeys(part for parts in needs for part in parts):
+        for name in inception_v3.PARTS[part]:
+            if inception_v3.on_this_machine(name) is None:
+                size = inception_v3.SIZES[name]
+                say(console, f"{name} is fetched now, {size}, once. COURSE_OFFLINE=1 forbids it.")
+                if inception_v3.find_file(name) is None:
+                    return  # no connection
+
+
 def why_not_recorded(outcome: Outcome) -> str:
     """What keeps a run's result out of the records; empty if nothing does."""
     if outcome.status != "ok":
@@ -326,10 +348,15 @@ def why_not_recorded(outcome: Outcome) -> str:
 
 
 def record_script(
-    script: Script, seeds: int, machine: dict[str, Any], console: Console, place: str
+    script: Script,
+    seeds: int,
+    machine: dict[str, Any],
+    console: Console,
+    place: str,
+    weights: str | None = None,
 ) -> str:
     """Run a script in full and keep what it gives. One that states a test accuracy runs with the
-    seeds 1 to ``seeds``, the others once.
+    seeds 1 to ``seeds``, the others once. ``weights`` is a file for the scripts that take one.
 
     Returns:
         Why it was not recorded; empty if it was.
@@ -340,6 +367,8 @@ def record_script(
     while len(outcomes) < wanted:
         seed = len(outcomes) + 1
         flags = ["--seed", str(seed)]
+        if weights and "add_weights_flag(" in (ROOT / script.name).read_text(encoding="utf-8"):
+            flags += ["--weights", weights]
         folder = runs / label(f"-seed-{seed}")
         outcomes.append(run_script(script, folder, flags, console, f"{place} seed {seed}"))
         if outcomes[-1].status == "stopped":
@@ -359,7 +388,9 @@ def record_script(
     return ""
 
 
-def record_course(scripts: list[Script], seeds: int, console: Console) -> int:
+def record_course(
+    scripts: list[Script], seeds: int, console: Console, weights: str | None = None
+) -> int:
     """Record the scripts one after another, whatever each one's fate.
 
     Returns:
@@ -373,7 +404,7 @@ def record_course(scripts: list[Script], seeds: int, console: Console) -> int:
     recorded = 0
     for number, script in enumerate(scripts, start=1):
         place = f"[{number}/{len(scripts)}]"
-        why = record_script(script, seeds, machine, console, place)
+        why = record_script(script, seeds, machine, console, place, weights)
         recorded += not why
         if why:
             say(console, f"{place} {script.name}: NOT RECORDED, {why}.")
@@ -404,6 +435,7 @@ def main() -> int:
     record.add_argument(
         "--seeds", type=positive_int, default=SEEDS, help=f"how many (default: {SEEDS})"
     )
+    record.add_argument("--weights", metavar="FILE", help="of InceptionV3 (default: Keras's)")
     record.add_argument("--readme", action="store_true", help="write the records to the READMEs")
     record.add_argument("--stale", action="store_true", help="list records to be made anew")
     for command in (run, record):
@@ -416,7 +448,12 @@ def main() -> int:
     if args.command == "check":
         return check_machine()
     if args.command == "run":
-        return run_course(matching(find_scripts(), args.pattern), args.full, console)
+        scripts = matching(find_scripts(), args.pattern)
+        try:
+            fetch_weights(scripts, console)
+        except KeyboardInterrupt:
+            return 130
+        return run_course(scripts, args.full, console)
     if args.command == "record":
         every = find_scripts()
         recorded = [script for script in every if script.name.split("/")[0] in records.CHAPTERS]
@@ -428,7 +465,7 @@ def main() -> int:
         if args.stale:
             return list_stale(scripts)
         try:
-            return record_course(scripts, args.seeds, console)
+            return record_course(scripts, args.seeds, console, args.weights)
         except KeyboardInterrupt:
             return 130
     list_course(console)

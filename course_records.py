@@ -23,7 +23,9 @@ from utils.run import format_metric
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "docs" / "results"
 CHAPTERS = ("first_try", "linear", "tensorboard_demos", "cnn", "rnn", "captcha_multitask")
-READMES = ("README.md", "README.zh-CN.md", *(f"{chapter}/README.md" for chapter in CHAPTERS))
+FOLDERS = (*CHAPTERS, "inception_v3", *(f"inception_v3/{part}_train" for part in ("pool3", "slim")))
+FOLDERS += ("inception_v3/direct_apply",)
+READMES = ("README.md", "README.zh-CN.md", *(f"{folder}/README.md" for folder in FOLDERS))
 HEADS = (["result", "time"], ["结果", "用时"])  # the last two columns of the tables
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- end -->\n)", re.DOTALL)
@@ -201,6 +203,7 @@ def make_record(
         "metrics": metrics,
         "test_images": test_images,
         "parameters": first.get("parameters"),
+        "weights": first.get("weights"),  # what a trained network began with
         "seconds": summarise([round(value, 2) for value in seconds]),
         "train_seconds": summarise([r["train_seconds"] for r in results]) if trained else None,
         "machine": machine,

@@ -1,152 +1,118 @@
-"""How well does 01_retrain.py's head do on real features, beside a ridge classifier?
+"""How well does the head of 01_retrain.py do on real features, beside a ridge classifier?
 
-The features are the pool3 bottlenecks of all 3,670 flower_photos, in one file (``features``
-float32 [n, 2048], ``labels``, ``names``, ``classes``), by default the one in the folder named by
-the environment variable COURSE_DATA. The head is trained as the script trains it; what else is
-given goes to the script::
+The features are not computed here. They come from ``flower_photos_pool3.npz``: pool_3 of the
+network that Google published in 2015 (inception-2015-12-05), of all 3,670 flower_photos. It has
+``features`` float32 [n, 2048], ``labels`` and ``classes``, and lies in ``inception_v3/`` in the
+folder named by the environment variable COURSE_DATA.
+
+The head is trained by the function of the script itself, with the script's defaults. Each of ten
+splits tests a tenth of the photos and chooses the step, or ridge's alpha, on another tenth. So each
+photo is tested once, and the two are compared in pairs (McNemar)::
 
     python benchmarks/pool3_head.py
-    python benchmarks/pool3_head.py --splits 5 --seeds 1 -- --optimizer sgd --schedule constant
-
-The photos themselves are not needed, so the hash that splits them is that of the features. One
-split's test set has some 360 photos, a standard error of 1.5 points, however often the head is
-trained; ``--splits 5`` takes five splits, with another salt in the hash each time. The ridge
-classifier's alpha is chosen on the validation set, as the head's best step is.
+    python benchmarks/pool3_head.py --seed 2 --record pool3_head
 """
 
 import argparse
-import hashlib
-import importlib
+import ast
 import os
+import platform
 import sys
-import tempfile
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from rich.console import Console
-from rich.table import Table
 from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import StratifiedKFold
 
-from data.photos import Photo, split
-from utils.run import positive_int
+from models.classifier import mcnemar
+from utils.run import ROOT, positive_int, quoted, write_json
 
-CHAPTER = Path(__file__).resolve().parents[1] / "inception_v3" / "pool3_train"
+LESSON = ROOT / "inception_v3" / "pool3_train" / "01_retrain.py"
 FEATURES = "flower_photos_pool3.npz"
-ALPHAS = (1.0, 10.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+ALPHAS = (30, 100, 300, 1000, 3000)
+RESULTS = ROOT / "docs" / "results" / "inception_v3"
 
 
-def script() -> ModuleType:
-    """``01_retrain.py``, imported where Python would look for its package."""
-    if str(CHAPTER) not in sys.path:
-        sys.path.insert(0, str(CHAPTER))
-    return importlib.import_module("01_retrain")
-
-
-def places(
-    features: np.ndarray, names: np.ndarray, salt: str, args: argparse.Namespace
-) -> dict[str, list[int]]:
-    """The rows of each set, by a hash of each photo's features."""
-    photos = {}
-    for row, (values, name) in enumerate(zip(features, names.tolist(), strict=True)):
-        digest = hashlib.sha256(salt.encode() + values.tobytes()).hexdigest()
-        label, _, file = name.partition("/")  # its own hash for a fingerprint: nothing is near
-        photos[Photo(Path(file), label, digest, 1, 1, int(digest, 16))] = row
-    parts = split(list(photos), args.validation_percentage, args.testing_percentage)
-    return {name: [photos[photo] for photo in some] for name, some in parts.items()}
-
-
-def train(module: ModuleType, args: argparse.Namespace, examples: dict, classes: int) -> tuple:
-    """The script's training: test accuracy, validation accuracy, the step that was kept, and
-    seconds, of training, validating and scoring the test set."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = SimpleNamespace(
-            args=args,
-            backup=Path(folder) / "backup",
-            resuming=False,
-            log_dir=lambda name: str(Path(folder) / name),
-            path=lambda name: Path(folder) / name,
-        )
-        started = time.perf_counter()
-        training = module.Training(run, examples, classes)
-        training.run_steps()
-        right = [
-            tf.argmax(training.head(examples[name].features), 1) == examples[name].labels
-            for name in ("test", "validation")
-        ]
-        test, validation = (float(np.mean(part)) for part in right)
-        return test, validation, int(training.best_step), time.perf_counter() - started
-
-
-def ridge(examples: dict) -> tuple[float, float]:
-    """A ridge classifier's test accuracy, and its alpha, the best on validation."""
-    x, labels, _ = examples["train"]
-    models = [RidgeClassifier(alpha=alpha).fit(x, labels) for alpha in ALPHAS]
-    best = max(models, key=lambda model: model.score(*examples["validation"][:2]))
-    return best.score(*examples["test"][:2]), best.alpha
+def lesson(*functions: str, **names: Any) -> dict[str, Any]:
+    """The imports, the constants and some ``functions`` of 01_retrain.py, which see ``names``. Its
+    flags' defaults are ``args``."""
+    body = ast.parse(LESSON.read_text(encoding="utf-8")).body
+    constant = [n for n in body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)]
+    imports = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+    chosen = [n for n in body if isinstance(n, ast.FunctionDef) and n.name in functions]
+    defaults = {}
+    for node in ast.walk(ast.Module(body, [])):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "add":
+            given = [k.value for k in node.keywords if k.arg == "default"]
+            if given and isinstance(given[0], ast.Constant):
+                defaults[node.args[0].value] = given[0].value
+    known: dict[str, Any] = {"args": SimpleNamespace(**defaults, seed=1, model_dir=None)}
+    module = ast.Module(imports + constant + chosen, [])
+    exec(compile(module, LESSON, "exec"), known)
+    known.update(names)
+    return known
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--features", type=Path, metavar="FILE", help=f"(default: COURSE_DATA's {FEATURES})")
-    add("--seeds", type=positive_int, default=5, help="trainings of each split (default: 5)")
-    add("--splits", type=positive_int, default=1, help="splits (default: 1)")
-    add("rest", nargs="*", metavar="-- FLAG …", help="flags of 01_retrain.py")
-    own = parser.parse_args()
-    path = own.features or Path(os.environ.get("COURSE_DATA", ".")) / "inception_v3" / FEATURES
-    if not path.is_file():
-        parser.error(f"there is no file {path}: name it by --features, or set COURSE_DATA")
-    with np.load(path, allow_pickle=False) as file:
-        features, labels = file["features"], file["labels"].astype(np.int32)
-        names, classes = file["names"], file["classes"]
-    module = script()
-    console = Console(width=max(100, Console().width))
-    table = Table("split", "seed", "test", "validation", "kept step", "seconds", "ridge", "alpha")
-    table.title = f"{len(features):,} photos, {' '.join(own.rest) or 'default flags'}"
-    scores, ridges = [], []
-    for number in range(own.splits):
-        args = module.flags().parse_args(own.rest)
-        rows = places(features, names, f"{number}" if number else "", args)
-        examples = {
-            name: module.Examples(
-                features[rows[name]],
-                labels[rows[name]],
-                module.weigh(
-                    labels[rows[name]],
-                    len(classes),
-                    name == "train" and args.class_weights == "balanced",
-                ),
-            )
-            for name in module.SETS
-        }
-        accuracy, alpha = ridge(examples)
-        ridges.append(accuracy)
-        counts = "/".join(str(len(rows[name])) for name in module.SETS)
-        for seed in range(1, own.seeds + 1):
-            args.seed = seed
-            test, validation, step, seconds = train(module, args, examples, len(classes))
-            scores.append(test)
-            table.add_row(
-                f"{number} ({counts})",
-                str(seed),
-                f"{test:.2%}",
-                f"{validation:.2%}",
-                f"{step:,}",
-                f"{seconds:.1f}",
-                f"{accuracy:.2%}",
-                f"{alpha:g}",
-            )
-    console.print(table)
-    error = np.std(scores) / np.sqrt(len(scores)) if own.splits > 1 else None
-    shown = f" (standard error of the mean {error:.2%})" if error else ""
-    console.print(
-        f"Mean test accuracy: head {np.mean(scores):.2%}{shown}, ridge {np.mean(ridges):.2%}"
+    add, default = parser.add_argument, Path(os.environ.get("COURSE_DATA", ".")) / "inception_v3"
+    add("--features", type=Path, metavar="FILE", default=default / FEATURES)
+    add("--splits", type=positive_int, default=10)
+    add("--steps", type=positive_int, help="training steps (default: the script's)")
+    add("--seed", type=positive_int, default=1, help="other splits, other initial weights")
+    add("--record", metavar="NAME", help="keep the figures in docs/results/inception_v3")
+    args = parser.parse_args()
+    try:
+        with np.load(args.features, allow_pickle=False) as file:
+            features, labels, classes = file["features"], file["labels"], file["classes"].tolist()
+    except (OSError, KeyError) as error:
+        raise SystemExit(f"--features: can't use {args.features} ({error})") from None
+    print(f"{len(labels):,} photos of {len(classes)} classes, features from {args.features}")
+    known = lesson("train_head", features=features, labels=labels, classes=classes, mirrored=None)
+    known["args"].seed = args.seed
+    known["args"].how_many_training_steps = args.steps or known["args"].how_many_training_steps
+
+    folds = StratifiedKFold(args.splits, shuffle=True, random_state=args.seed)
+    tests = [places for _, places in folds.split(features, labels)]
+    right = {name: np.zeros(len(labels), bool) for name in ("head", "ridge")}
+    accuracies: dict[str, list[float]] = {name: [] for name in right}
+    started = time.perf_counter()
+    for k, test in enumerate(tests):
+        validation = tests[k - 1]
+        kept_back = (k, (k - 1) % args.splits)
+        train = np.concatenate([tests[i] for i in range(args.splits) if i not in kept_back])
+        head, _, best = known["train_head"](train, validation)
+        ridges = [RidgeClassifier(alpha=a).fit(features[train], labels[train]) for a in ALPHAS]
+        ridge = max(ridges, key=lambda r: r.score(features[validation], labels[validation]))
+        answers = {"head": head(features[test]).numpy().argmax(axis=1)}
+        answers["ridge"] = ridge.predict(features[test])
+        for name, answer in answers.items():
+            right[name][test] = answer == labels[test]
+            accuracies[name].append(float(right[name][test].mean()))
+        told = ", ".join(f"{name} {values[-1]:.2%}" for name, values in accuracies.items())
+        print(f"split {k + 1}: {told}; validation {best + 1}, alpha {ridge.alpha}", flush=True)
+    metrics: dict[str, Any] = {}
+    for name, values in accuracies.items():
+        sd = float(np.std(values, ddof=1))
+        metrics[f"{name}_accuracy"] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+        print(f"{name}: {np.mean(values):.2%}, ± {sd:.2%} from split to split")
+    only = [int((right[a] & ~right[b]).sum()) for a, b in (("head", "ridge"), ("ridge", "head"))]
+    p = mcnemar(right["head"], right["ridge"])
+    print(
+        f"In pairs: only the head is right {only[0]:,} times, only ridge {only[1]:,}, p = {p:.2g}"
     )
+    print(f"{time.perf_counter() - started:.0f} s")
+    if args.record:
+        command = quoted("python", "benchmarks/pool3_head.py", *sys.argv[1:])
+        machine = f"{platform.machine()}, {os.cpu_count()} cores"
+        pairs = {"only_head": only[0], "only_ridge": only[1], "p": p}
+        record = {"command": command, "features": args.features.name, "machine": machine}
+        write_json(RESULTS / f"{args.record}.json", record | {"metrics": metrics, "pairs": pairs})
 
 
 if __name__ == "__main__":

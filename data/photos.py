@@ -5,18 +5,21 @@ A data set of photos is a folder with a folder for each class in it, whose name 
 
     my_photos/cat/*.jpg   my_photos/dog/*.jpg   …
 
-This module finds such a folder or fetches one, looks at every file before any work is done, and
-splits the photos into training, validation and test set. Run it to see what the scripts of
-``inception_v3/`` will make of a folder, or to fetch TensorFlow's flower_photos beforehand (229
-MB, 3,670 photos of five flowers, CC-BY, credits in its ``LICENSE.txt``)::
+or the same below ``train/``, ``validation/`` and ``test/``, or a CSV file with a line
+``file,label`` for each photo. This module finds such a folder or fetches one, looks at every file
+before any work is done, and splits the photos into training, validation and test set. To see what
+will be made of a folder, or to fetch flower_photos (229 MB, 3,670 photos, CC-BY)::
 
     python data/photos.py my_photos
     python data/photos.py
 """
 
 import argparse
+import base64
+import csv
 import hashlib
 import importlib.resources
+import io
 import json
 import os
 import random
@@ -27,44 +30,44 @@ import tempfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from data.download import DownloadError, fetch
-from data.images import SUFFIXES, encoded, load_image
+from data.images import SUFFIXES, encoded, load_image, orientation
 from utils.run import positive_int, write_json, written_whole
 
 CACHE = Path(__file__).resolve().parent
 FLOWERS = "flower_photos"
-FLOWERS_URLS = (
-    "http://download.tensorflow.org/example_images/flower_photos.tgz",
-    "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
-)
+FLOWERS_PATH = "download.tensorflow.org/example_images/flower_photos.tgz"
+FLOWERS_URLS = (f"http://{FLOWERS_PATH}", f"https://storage.googleapis.com/{FLOWERS_PATH}")
 FLOWERS_SHA256 = "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
 STAND_IN = "photos_stand_in"  # generated pictures
 STAND_IN_CLASSES = ("circles", "crosses", "stripes", "triangles")
 STAND_IN_COUNT = 40  # of each class
 
-JUNK = {"Thumbs.db", "desktop.ini", "Icon\r"}
+JUNK = {"Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX"}
 FEW = 20  # photos of a class; Google's retrain.py warned below this number
 FEWEST = 3  # one each to train on, to validate and to test
-CHUNK = 50  # files a worker process looks at before it reports
+BLOCK = 512  # photos that are compared with all others at a time
 SHOWN = 5  # names to print of each kind of fault
-SIDE = 16  # of the fingerprint
-NEAR = 32  # of 256 bits in which near-copies may differ; the nearest two of 600 flowers: 59
+SIDE = 24  # of the thumbnail
+NEAR = 0.98  # least likeness of near-copies; of the 600 flowers no two are above 0.67
+NEAR_FLAT = 0.995  # of pictures with little in them
+FLAT, STEP = 0.1, 8  # these have less than this share of steps of 8 of 256 levels
 NOHASH = "_nohash_"
+SETS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
+SETS |= {"val": "validation", "test": "test", "testing": "test"}  # names of folders, in any case
 
 
 class PhotosError(ValueError):
@@ -73,14 +76,16 @@ class PhotosError(ValueError):
 
 class Photo(NamedTuple):
     """A photo that can be used: its class, the SHA-256 of its file, its width and height in
-    pixels, upright, and a fingerprint of what is to be seen on it."""
+    pixels, upright, 24×24 grey pixels to find its near-copies by (none of a tiny one), and the
+    set whose folder it lies in, if any."""
 
     path: Path
     label: str
     digest: str
     width: int
     height: int
-    fingerprint: int
+    thumbnail: bytes = b""
+    part: str = ""
 
 
 class Fault(NamedTuple):
@@ -93,15 +98,8 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """What is in a folder of photos.
-
-    Attributes:
-        folder: the folder.
-        classes: the labels, sorted; at least two.
-        photos: those that can be used, by class and name.
-        faults: all that is left out.
-        warnings: sentences about what is used but may not be as its owner believes.
-    """
+    """What is in a folder of photos: the labels, sorted; the photos that can be used, by class and
+    name; what is left out; and sentences about what may not be as its owner believes."""
 
     folder: Path
     classes: list[str]
@@ -124,83 +122,72 @@ def scan(
     cache: Path | None = None,
     per_class: int | None = None,
 ) -> Scan:
-    """Look at every file in a folder of class folders.
+    """Look at every file in a folder of class folders, or in a CSV file.
 
     Args:
-        folder: holds a folder for each class.
-        workers: processes that decode; by default as many as the machine has cores.
-        cache: a JSON file that keeps what was found, by path, size and time of change, so that
-            the next look takes no more than listing the files. It may be deleted any time.
-        per_class: use only so many photos of each class, those with the smallest SHA-256.
+        folder: as described at the top of this file.
+        workers: threads that decode; by default as many as the machine has cores.
+        cache: a JSON file that keeps what was found, by name, size and time of change, so that the
+            next look takes no more than listing the files.
+        per_class: use only so many photos of each class (and set), those with the smallest SHA-256.
 
-    Raises:
-        PhotosError: there is no such folder, or it doesn't hold photos of at least two classes.
-        OSError: the folder can't be read, or the cache can't be written.
+    Raises PhotosError, unless there are photos of at least two classes, and OSError.
     """
-    if not folder.is_dir():
-        raise PhotosError(f"there is no folder {folder}")
-    faults, named = _list_files(folder)
-    looks = _look_at_all(
-        folder, [path for paths in named.values() for path in paths], workers, cache
-    )
+    faults, named = _list_csv(folder) if folder.is_file() else _list_files(folder)
+    folder = folder.parent if folder.is_file() else folder
+    looks = _look_at_all(folder, [path for path, _, _ in named], workers, cache)
     by_digest: dict[str, list[Photo]] = {}
-    misnamed = []
-    for label, paths in named.items():
-        for path in paths:
-            look = looks[path]
-            if "kind" in look:
-                faults.append(Fault(path, look["kind"], look["detail"]))
-                continue
-            photo = Photo(path, label, look["digest"], *look["size"], int(look["print"], 16))
-            by_digest.setdefault(photo.digest, []).append(photo)
-            if look["misnamed"]:
-                misnamed.append(f"{_short(path)} is a {look['misnamed']}")
-    good: dict[str, list[Photo]] = {label: [] for label in named}
+    for path, label, part in named:
+        look = looks[path]
+        if "kind" in look:
+            faults.append(Fault(path, look["kind"], look["detail"]))
+            continue
+        grey = base64.b64decode(look["thumbnail"])
+        photo = Photo(path, label, look["digest"], *look["size"], grey, part)
+        by_digest.setdefault(photo.digest, []).append(photo)
+    good: dict[str, list[Photo]] = {label: [] for _, label, _ in named}
     for first, *others in by_digest.values():
-        if len({photo.label for photo in (first, *others)}) > 1:
-            labels = " and ".join(sorted({photo.label for photo in (first, *others)}))
-            kind = "one photo in several classes"
-            faults += [Fault(photo.path, kind, labels) for photo in (first, *others)]
+        if len(labels := {photo.label for photo in (first, *others)}) > 1:
+            kind, detail = "one photo in several classes", " and ".join(sorted(labels))
+            faults += [Fault(photo.path, kind, detail) for photo in (first, *others)]
         else:
             good[first.label].append(first)
             faults += [Fault(p.path, "a copy", f"of {first.path.name}") for p in others]
     notes = []
+    parts = {part for _, _, part in named}
     for label, photos in good.items():
-        if not photos:
-            faults.append(Fault(folder / label, "a class without a photo that can be used"))
-        elif len(photos) < FEWEST:
-            detail = f"{len(photos)}: training, validation and test need one each"
+        lacking = parts - {photo.part for photo in photos}
+        if lacking or len(photos) < FEWEST:
+            detail = f"none in {min(lacking)}" if any(lacking) else f"{len(photos)}"
             faults.append(Fault(folder / label, "a class with too few photos", detail))
+            good[label] = []
         elif len(photos) < FEW:
-            notes.append(
-                f"{label!r} has {len(photos)} photos. With fewer than {FEW} of a class neither the "
-                "training nor the test is worth much"
-            )
-    classes = sorted(label for label, photos in good.items() if len(photos) >= FEWEST)
+            notes.append(f"{label!r} has {len(photos)} photos: too few to train and to test well")
+    classes = sorted(label for label, photos in good.items() if photos)
     if len(classes) < 2:
-        raise PhotosError(_too_few_classes(folder, classes, faults))
-    photos = [
-        photo
-        for label in classes
-        for photo in sorted(
-            sorted(good[label], key=lambda photo: photo.digest)[:per_class],
-            key=lambda photo: photo.path.name,
+        reasons = [f"{_name(f.path, folder)}: {f.kind} {f.detail}" for f in faults]
+        found = f"only one class, {classes[0]!r}" if classes else "no class with photos"
+        raise PhotosError(
+            f"{folder} holds {found}. It needs a folder for each of at least two classes, with "
+            "photos in it." + (f"\n  {_some('Left out', reasons)}" if reasons else "")
         )
-    ]
-    if misnamed:
-        notes.append(_some("of another format than their names say, used all the same", misnamed))
-    strange = [
-        f"{_short(a.path)} and {_short(b.path)}"
-        for a, b in near_copies(photos)
-        if a.label != b.label
-    ]
-    if strange:
-        notes.append(_some("nearly the same photo in two classes", strange))
+    photos = []
+    for label in classes:
+        chosen = sorted(good[label], key=lambda photo: photo.digest)
+        chosen = [p for part in parts for p in [q for q in chosen if q.part == part][:per_class]]
+        photos += sorted(chosen, key=lambda photo: (photo.part, photo.path.name))
+    pairs: dict[str, list[str]] = {}
+    for a, b in near_copies(photos):
+        where = "one class, kept in one set" if a.part == b.part else f"{a.part} and {b.part}"
+        what = f"nearly the same photo in {where if a.label == b.label else 'two classes'}"
+        pairs.setdefault(what, []).append(f"{_name(a.path, folder)} and {_name(b.path, folder)}")
+    notes += [_some(what, found) for what, found in pairs.items()]
     return Scan(folder, classes, photos, sorted(faults), notes)
 
 
-def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+def _name(path: Path, folder: Path) -> str:
+    """The path in the folder; all of it if it is elsewhere, where a CSV file may point."""
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def _some(what: str, items: Sequence[str]) -> str:
@@ -208,36 +195,62 @@ def _some(what: str, items: Sequence[str]) -> str:
     return f"{what}: {', '.join(items[:SHOWN])}{more}"
 
 
-def _too_few_classes(folder: Path, classes: list[str], faults: list[Fault]) -> str:
-    found = f"photos of only one class, {classes[0]!r}" if classes else "no class with photos"
-    reasons = [f"{f.path.relative_to(folder).as_posix()}: {f.kind} {f.detail}" for f in faults]
-    why = f"\n  Left out: {'; '.join(reasons[:SHOWN])}" if reasons else ""
-    return (
-        f"{folder} holds {found}. It needs a folder for each of at least two classes, with photos "
-        f"in it.{why}"
-    )
+Named = list[tuple[Path, str, str]]  # files that may be photos: path, label, set
 
 
-def _list_files(folder: Path) -> tuple[list[Fault], dict[str, list[Path]]]:
-    """The faults that names tell, and the files of each class that may be photos."""
-    faults, named = [], {}
-    for entry in sorted(folder.iterdir()):
-        hidden = entry.name.startswith(".") or entry.name in JUNK or entry.name == "__MACOSX"
-        if hidden:
-            faults.append(Fault(entry, "hidden, or a system's own file"))
-        elif not entry.is_dir():
-            if entry.suffix.lower() in SUFFIXES:
-                faults.append(Fault(entry, "in no class's folder"))
-        else:
-            named[entry.name] = []
-            for path in sorted(entry.iterdir()):
-                if path.name.startswith(".") or path.name in JUNK:
-                    faults.append(Fault(path, "hidden, or a system's own file"))
-                elif path.is_dir():
-                    faults.append(Fault(path, "a folder inside a class's folder"))
-                else:
-                    named[entry.name].append(path)
+def _list_files(folder: Path) -> tuple[list[Fault], Named]:
+    """The faults that names tell, and the files that may be photos."""
+    if not folder.is_dir():
+        raise PhotosError(f"there is no folder {folder}")
+    faults: list[Fault] = []
+    named: Named = []
+    for part, place in _sets(folder):
+        for entry in _visible(place, faults):
+            if not entry.is_dir():
+                if entry.suffix.lower() in SUFFIXES:
+                    faults.append(Fault(entry, "in no class's folder"))
+                continue
+            files = _visible(entry, faults)
+            deeper = {path for path in files if path.is_dir()}
+            faults += [Fault(path, "a folder inside a class's folder") for path in deeper]
+            named += [(path, entry.name, part) for path in files if path not in deeper]
+            if len(files) == len(deeper):
+                faults.append(Fault(entry, "a class with too few photos", "none"))
     return faults, named
+
+
+def _sets(folder: Path) -> list[tuple[str, Path]]:
+    """The folders of the sets, the test's first (of two equal files it keeps one); without such
+    folders the folder itself."""
+    inside = [path for path in _visible(folder, []) if path.is_dir()]
+    found = {SETS.get(path.name.lower()): path for path in inside}
+    deep = all(any(entry.is_dir() for entry in path.iterdir()) for path in inside)
+    if len(found) == len(inside) > 1 and "train" in found and None not in found and deep:
+        return [(part, found[part]) for part in ("test", "validation", "train") if part in found]
+    return [("", folder)]
+
+
+def _visible(folder: Path, faults: list[Fault]) -> list[Path]:
+    """What is in a folder, sorted; hidden and system files are added to ``faults``."""
+    inside = sorted(folder.iterdir())
+    hidden = [path for path in inside if path.name.startswith(".") or path.name in JUNK]
+    faults += [Fault(path, "hidden, or a system's own file") for path in hidden]
+    return [path for path in inside if path not in hidden]
+
+
+def _list_csv(file: Path) -> tuple[list[Fault], Named]:
+    """The photos that a CSV file names, by lines of ``file,label``; paths begin at its folder."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = [[word.strip() for word in row] for row in csv.reader(lines) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PhotosError(f"{file} is no CSV file in UTF-8: {error}") from None
+    for row in rows:
+        if len(row) != 2 or not all(row):
+            raise PhotosError(f"{file}: expected file,label, found {','.join(row)}")
+    if rows[:1] == [["file", "label"]]:
+        del rows[0]
+    return [], [(file.parent / name, label, "") for name, label in rows]
 
 
 def _look_at_all(
@@ -246,95 +259,98 @@ def _look_at_all(
     """What ``_look_at`` says of each path, taken from the cache where it knows the file."""
     known: dict[str, Any] = {}
     if cache is not None:
-        with suppress(OSError, ValueError):  # missing or damaged: look again
+        with suppress(OSError, ValueError, TypeError):  # missing or damaged: look again
             known = dict(json.loads(cache.read_text(encoding="utf-8")))
-    stamps = {}
+    keys = {}
     for path in paths:
-        state = path.stat()
-        stamps[path] = [state.st_size, state.st_mtime_ns]
-    names = {path: path.relative_to(folder).as_posix() for path in paths}
-    looks = {
-        path: look
-        for path in paths
-        if isinstance(look := known.get(names[path]), dict) and look.get("stamp") == stamps[path]
-    }
-    new = [path for path in paths if path not in looks]
-    chunks = [new[i : i + CHUNK] for i in range(0, len(new), CHUNK)]
-    workers = min(workers or os.cpu_count() or 1, len(chunks)) or 1
-    results = Parallel(workers, return_as="generator")(delayed(_look_at)(c) for c in chunks)
+        state = path.stat() if path.exists() else None  # None: a link to nothing
+        keys[path] = f"{_name(path, folder)} {state and (state.st_size, state.st_mtime_ns)}"
+    looks = {path: known[key] for path, key in keys.items() if isinstance(known.get(key), dict)}
+    new = [path for path in keys if path not in looks]
     try:
-        with closing(results):
-            shown = track(results, "Looking at photos", len(chunks), disable=not new)
-            for chunk, found in zip(chunks, shown, strict=True):
-                looks |= {
-                    path: look | {"stamp": stamps[path]}
-                    for path, look in zip(chunk, found, strict=True)
-                }
+        with ThreadPool(workers) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about oddities in files it can read
+            results = pool.imap(_look_at, new)
+            shown = track(results, "Looking at photos", len(new), disable=not new)
+            looks |= zip(new, shown, strict=True)
     finally:  # also after Ctrl-C: what was seen need not be seen again
         if cache is not None and new:
-            write_json(cache, {names[path]: look for path, look in looks.items()})
+            write_json(cache, {keys[path]: look for path, look in looks.items()})
     return looks
 
 
-def _look_at(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Check files by decoding them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about oddities in files it can read
-        return [_look_at_one(path) for path in paths]
-
-
-def _look_at_one(path: Path) -> dict[str, Any]:
+def _look_at(path: Path) -> dict[str, Any]:
+    """Check a file by decoding it."""
     try:
         content = path.read_bytes()
-        if not content:
-            return {"kind": "an empty file", "detail": ""}
-        pixels = load_image(content)
-        with Image.open(path) as image:
-            kind = image.format
+    except OSError as error:
+        detail = "a link to nothing" if path.is_symlink() else error.strerror
+        return {"kind": "a file that can't be read", "detail": detail}
+    try:
+        pixels = load_image(content, shorter=8 * SIDE)  # reads a JPEG to its end, but quickly
+        with Image.open(io.BytesIO(content)) as image:
+            size = image.size
     except Exception as error:  # a broken file may raise almost anything in some decoder
-        return {"kind": "no whole image", "detail": str(error)}
-    named = Image.registered_extensions().get(path.suffix.lower())
-    same = {named, kind} <= {"JPEG", "MPO"} or named in (kind, None)
+        return {"kind": "no whole image" if content else "an empty file", "detail": str(error)}
     return {
         "digest": hashlib.sha256(content).hexdigest(),
-        "size": [pixels.shape[1], pixels.shape[0]],
-        "print": f"{fingerprint(pixels):x}",
-        "misnamed": "" if same else kind,
+        "size": size[::-1] if orientation(content) >= 5 else size,
+        "thumbnail": base64.b64encode(thumbnail(pixels)).decode(),
     }
 
 
 # %%
 # Copies that are not the same bytes
 # ----------------------------------
-# A photo saved again, or made smaller, is another file with the same picture. Shrunk to 17×16 grey
-# pixels, the two differ little; and whether a pixel is darker than its right neighbour differs in
-# still fewer places. These 256 answers are a fingerprint (dHash: N. Krawetz, *Kind of like that*,
-# hackerfactor.com, 2013).
+# A photo saved again, made smaller or mirrored is another file with the same picture. Shrunk to
+# 24×24 grey pixels the two hardly differ. What is compared are the steps from each pixel to its
+# right and its lower neighbour, 1,058 numbers: their cosine is 1 for the same picture, brighter or
+# darker too, and near 0 for two pictures that have nothing in common.
+#
+# Pictures of a small thing on plain ground have few steps, and two bolts in the same place are
+# much alike, so more is asked of these. Pictures with fewer than 24 pixels on a side are not
+# compared. Even so two photos may be taken for one, so nothing is thrown away for it: near-copies
+# come into the same set, and are listed.
 
 
-def fingerprint(pixels: np.ndarray) -> int:
-    """The 256-bit difference hash of an image, uint8 [h, w, 3]."""
-    grey = Image.fromarray(pixels).convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX)
-    small = np.asarray(grey).astype(int)
-    bits = small[:, 1:] > small[:, :-1]  # [16, 16]
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+def thumbnail(pixels: np.ndarray) -> bytes:
+    """24×24 grey pixels of an image, uint8 [h, w, 3]; none of an image smaller than that."""
+    if min(pixels.shape[:2]) < SIDE:
+        return b""
+    grey = Image.fromarray(pixels).convert("L")
+    return grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR).tobytes()
 
 
-def near_copies(photos: Sequence[Photo], most: int = NEAR) -> list[tuple[Photo, Photo]]:
-    """The pairs of photos whose fingerprints differ in at most ``most`` bits."""
-    return [(photos[a], photos[b]) for a, b in _near(tuple(p.fingerprint for p in photos), most)]
+def near_copies(photos: Sequence[Photo]) -> list[tuple[Photo, Photo]]:
+    """The pairs of photos that show the same, also mirrored."""
+    seen = [photo for photo in photos if photo.thumbnail]
+    return [(seen[a], seen[b]) for a, b in _near(tuple(photo.thumbnail for photo in seen))]
 
 
 @lru_cache(maxsize=1)
-def _near(fingerprints: tuple[int, ...], most: int) -> list[tuple[int, int]]:
-    size = SIDE * SIDE // 8
-    words = np.frombuffer(b"".join(f.to_bytes(size, "big") for f in fingerprints), np.uint64)
-    words = words.reshape(len(fingerprints), -1)  # [n, 4]
+def _near(thumbnails: tuple[bytes, ...]) -> list[tuple[int, int]]:
+    grey = np.frombuffer(b"".join(thumbnails), np.uint8).astype(np.float32)
+    grey = grey.reshape(-1, SIDE, SIDE)
+    steps, mirrored = _steps(grey), _steps(grey[:, :, ::-1])  # [n, 1058]
+    flat = (np.abs(steps) > STEP).mean(axis=1) < FLAT
+    least = np.where(flat, NEAR_FLAT, NEAR).astype(np.float32)
+    for vectors in steps, mirrored:  # to length 1
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6
     pairs = []
-    for i in range(len(words) - 1):
-        differ = np.bitwise_count(words[i + 1 :] ^ words[i]).sum(axis=1, dtype=np.int32)
-        pairs += [(i, i + 1 + int(k)) for k in np.flatnonzero(differ <= most)]
+    for start in range(0, len(steps), BLOCK):
+        rows = slice(start, start + BLOCK)
+        alike = np.maximum(steps[rows] @ steps[start:].T, steps[rows] @ mirrored[start:].T)
+        enough = alike >= np.maximum(least[rows, np.newaxis], least[start:])
+        first, second = np.nonzero(np.triu(enough, 1))
+        pairs += zip((first + start).tolist(), (second + start).tolist(), strict=True)
     return pairs
+
+
+def _steps(grey: np.ndarray) -> np.ndarray:
+    """From each pixel but the last to its right and its lower neighbour: [n, 2 (SIDE - 1)²]."""
+    here = grey[:, :-1, :-1]
+    steps = np.stack([grey[:, :-1, 1:] - here, grey[:, 1:, :-1] - here], axis=1)
+    return steps.reshape(len(grey), 2 * (SIDE - 1) ** 2)
 
 
 # %%
@@ -345,12 +361,14 @@ def _near(fingerprints: tuple[int, ...], most: int) -> list[tuple[int, int]]:
 # nor another folder nor more photos can move a photo from the training set to the test set, where
 # it would be recognised rather than classified. Google's retrain.py did this with the name. From
 # it comes this rule, too: photos whose names are equal up to ``_nohash_`` (of one plant, one
-# person) belong together, and the hash of what they share decides.
+# person) belong together, and the hash of what they share decides. Near-copies belong together in
+# the same way. (One that is added later can move its group.)
 #
 # By chance a small class may have no photo in one of the sets. Then one is moved there, and a
-# file remembers it, since the next photo added might make the move unnecessary. And a photo that
-# is nearly the same as one of another set would give away the answer: it is left out, of the
-# training before all.
+# file remembers it, since the next photo added might make the move unnecessary.
+#
+# Photos that lie in folders of sets are not moved. What has no folder, mostly the validation set,
+# is taken from the training photos in the same way.
 
 
 def split(
@@ -358,18 +376,18 @@ def split(
     validation_percentage: float,
     testing_percentage: float,
     memory: Path | None = None,
+    keep_near_copies: bool = False,
 ) -> dict[str, list[Photo]]:
-    """Split photos into ``train``, ``validation``, ``test``, and ``left_out``, near-copies.
+    """Split photos into ``train``, ``validation`` and ``test``.
 
     Args:
         photos: those of a scan.
         validation_percentage, testing_percentage: 0 to 100, of all photos, roughly. No set is
             empty in any class, except one of 0 %.
         memory: a JSON file that keeps which photos were moved, for later splits.
+        keep_near_copies: treat near-copies as any other photos.
 
-    Raises:
-        PhotosError: the percentages leave nothing to train on, or a class is too small.
-        OSError: the memory can't be written.
+    Raises PhotosError if the percentages leave nothing to train on, or a class is too small.
     """
     percentages = {"validation": validation_percentage, "test": testing_percentage}
     if min(percentages.values()) < 0 or sum(percentages.values()) >= 100:
@@ -377,25 +395,26 @@ def split(
             f"{validation_percentage:g} % for validation and {testing_percentage:g} % for the test "
             "leave nothing to train on"
         )
+    for part in {photo.part for photo in photos} & percentages.keys():
+        percentages[part] = 0  # it has its folder
     wanted = [name for name, percentage in percentages.items() if percentage > 0] + ["train"]
 
     def by_hash(group: str) -> str:
-        place = _place(group)
-        if place < validation_percentage:
-            return "validation"
-        return "test" if place < validation_percentage + testing_percentage else "train"
+        places = zip(accumulate(percentages.values()), percentages, strict=True)
+        return next((name for end, name in places if _place(group) < end), "train")
 
     remembered: dict[str, Any] = {}
     if memory is not None:
         with suppress(OSError, ValueError):
             remembered = dict(json.loads(memory.read_text(encoding="utf-8")))
-    setting = f"{validation_percentage:g} {testing_percentage:g}"
+    setting = f"{percentages['validation']:g} {percentages['test']:g}"
     moved = {g: s for g, s in dict(remembered.get(setting, {})).items() if s in wanted}
     known = dict(moved)
-    groups = {photo: _group(photo) for photo in photos}
+    free = [photo for photo in photos if photo.part in ("", "train")]
+    groups = groups_of(free, len(wanted), keep_near_copies)
     sets = {group: moved.get(group) or by_hash(group) for group in groups.values()}
-    for label in dict.fromkeys(photo.label for photo in photos):
-        own = sorted({groups[photo] for photo in photos if photo.label == label}, key=_place)
+    for label in dict.fromkeys(photo.label for photo in free):
+        own = sorted({groups[photo] for photo in free if photo.label == label}, key=_place)
         if len(own) < len(wanted):
             raise PhotosError(
                 f"the class {label!r} has {len(own)} different photos: {', '.join(wanted)} need at "
@@ -409,28 +428,40 @@ def split(
                 sets[first] = moved[first] = name
     if memory is not None and moved != known:
         write_json(memory, remembered | {setting: moved})
-
-    chosen = {photo: sets[groups[photo]] for photo in photos}
-    rank = {"test": 0, "validation": 1, "train": 2, "left_out": 3}
-    for pair in near_copies(photos):
-        first, second = sorted(pair, key=lambda photo: rank[chosen[photo]])
-        if chosen[first] != chosen[second] and chosen[second] != "left_out":
-            chosen[second] = "left_out"
-    parts = {name: [p for p in photos if chosen[p] == name] for name in rank}
-    for name in wanted:
-        missing = {photo.label for photo in photos} - {photo.label for photo in parts[name]}
-        if missing:
-            raise PhotosError(
-                f"the class {min(missing)!r} has no photo left for {name}: its photos are too "
-                "much alike, or share what stands before _nohash_ in their names"
-            )
-    return {name: parts[name] for name in ("train", "validation", "test", "left_out")}
+    chosen = {photo: sets[groups[photo]] if photo in groups else photo.part for photo in photos}
+    return {n: [p for p in photos if chosen[p] == n] for n in ("train", "validation", "test")}
 
 
-def _group(photo: Photo) -> str:
-    """What the hash is taken of."""
-    stem, nohash, _ = photo.path.name.partition(NOHASH)
-    return f"name:{stem}" if nohash else photo.digest
+def groups_of(photos: Sequence[Photo], least: int, keep_near_copies: bool) -> dict[Photo, str]:
+    """What the hash is taken of, for each photo: the same for photos that belong together.
+
+    A class of which almost all belongs together (the frames of one film), so that there are fewer
+    than ``least`` groups or one holds more than half, is split by its photos one by one."""
+    groups = {}
+    for photo in photos:
+        stem, nohash, _ = photo.path.name.partition(NOHASH)
+        groups[photo] = f"name:{stem}" if nohash else photo.digest
+    if keep_near_copies:
+        return groups
+    parents = {group: group for group in groups.values()}
+
+    def first(group: str) -> str:
+        while parents[group] != group:
+            group = parents[group] = parents[parents[group]]
+        return group
+
+    for a, b in near_copies(photos):
+        one, other = sorted((first(groups[a]), first(groups[b])))
+        parents[other] = one
+    joined = {photo: first(group) for photo, group in groups.items()}
+    for label in dict.fromkeys(photo.label for photo in photos):
+        own = [photo for photo in photos if photo.label == label]
+        sizes = Counter(joined[photo] for photo in own)
+        if len(sizes) < least or max(sizes.values()) > max(FEW, len(own) / 2):
+            if len(sizes) < len({groups[photo] for photo in own}):
+                print(f"Note: photos of {label!r} are so much alike that every set has near-copies")
+            joined |= {photo: groups[photo] for photo in own}
+    return joined
 
 
 def _place(group: str) -> float:
@@ -438,13 +469,14 @@ def _place(group: str) -> float:
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64 * 100
 
 
-def read(photo: Photo) -> bytes:
-    """The photo as a JPEG or PNG file that TensorFlow decodes as it is seen (see ``encoded``).
-    Raises OSError if the file was changed since it was looked at."""
+def read(photo: Photo, turned: bool = False) -> bytes:
+    """The photo as a JPEG or PNG file that TensorFlow decodes as it is seen, or, with ``turned``,
+    as ``images.decode`` does (see ``images.encoded``). Raises OSError if the file was changed
+    since it was looked at."""
     content = photo.path.read_bytes()
     if hashlib.sha256(content).hexdigest() != photo.digest:
         raise OSError(f"{photo.path} was changed while it was in use: start again")
-    return encoded(content)
+    return encoded(content, turned)
 
 
 # %%
@@ -453,71 +485,48 @@ def read(photo: Photo) -> bytes:
 
 
 def print_report(scan: Scan) -> None:
-    """The photos of each class, what was left out and why, and the warnings."""
-    console = Console()
+    """How many photos there are of each class, what was left out and why, and the warnings."""
     counts = Counter(photo.label for photo in scan.photos)
-    sizes = [f"{photo.width}×{photo.height}" for photo in scan.photos]
-    common, _ = Counter(sizes).most_common(1)[0]
-    table = Table("class", "photos", title=f"{len(scan.photos):,} photos, most of {common} pixels")
-    for label in scan.classes:
-        table.add_row(escape(label), f"{counts[label]:,}")
-    console.print(table)
-    kinds: dict[str, list[Fault]] = {}
-    for fault in scan.faults:
-        kinds.setdefault(fault.kind, []).append(fault)
-    if kinds:
-        table = Table("fault", "files", "which", title="Left out")
-        for kind, some in sorted(kinds.items(), key=lambda item: -len(item[1])):
-            names = [
-                f"{fault.path.relative_to(scan.folder).as_posix()}: {fault.detail}".rstrip(": ")
-                for fault in some[:SHOWN]
-            ]
-            names += ["…"] * (len(some) > SHOWN)
-            table.add_row(kind, f"{len(some):,}", escape("\n".join(names)))
-        console.print(table)
+    listed = ", ".join(f"{label} {counts[label]:,}" for label in scan.classes)
+    print(f"{len(scan.photos):,} photos of {len(scan.classes)} classes: {listed}")
+    kinds: dict[str, list[str]] = {}
+    for path, kind, detail in scan.faults:
+        kinds.setdefault(kind, []).append(f"{_name(path, scan.folder)} {detail}".strip())
+    for kind, names in kinds.items():
+        print(f"Left out, {_some(kind, names)}")
     for warning in scan.warnings:
-        console.print(f"Note: {warning}.", markup=False, highlight=False)
+        print(f"Note: {warning}.")
 
 
 def add_image_dir(parser: Any) -> None:
     """Add ``--image-dir`` and ``--per-class``, the flags of the scripts that train on photos."""
-    parser.add_argument(
-        "--image-dir",
-        "--image_dir",
-        type=Path,
-        metavar="DIR",
-        help="a folder with a folder of photos for each class (default: flower_photos, in the "
-        "folder named by the environment variable COURSE_DATA or downloaded)",
-    )
-    parser.add_argument(
-        "--per-class",
-        "--per_class",
-        type=positive_int,
-        quick=20,
-        metavar="N",
-        help="use only N photos of each class (default: all; with --quick 20)",
-    )
+    image_dir = "a folder with a folder of photos for each class, or a CSV file of file,label"
+    image_dir += " (default: flower_photos, found in COURSE_DATA or downloaded)"
+    per_class = "use only N photos of each class (default: all; with --quick 20)"
+    add, names = parser.add_argument, ("--per-class", "--per_class")
+    add("--image-dir", "--image_dir", type=Path, metavar="DIR", help=image_dir)
+    add(*names, type=positive_int, quick=20, metavar="N", help=per_class)
 
 
 def find_photos(image_dir: Path | None, quick: bool = False) -> tuple[Path, dict[str, Any]]:
-    """The folder to train on, and what ``result.json`` says of it.
+    """The folder or CSV file to train on, and what ``result.json`` says of it.
 
     The places: ``image_dir``; ``flower_photos`` in the folder named by the environment variable
     COURSE_DATA; ``data/flower_photos``; the download, but not with ``quick``; at last generated
-    pictures, which are announced.
-
-    Raises:
-        PhotosError: ``image_dir`` is not a folder.
+    pictures, which are announced. Raises PhotosError if ``image_dir`` is not a folder.
     """
     if image_dir is not None:
-        folder = image_dir.expanduser().resolve()
-        if not folder.is_dir():
+        # On Windows the argument "C:\\photos\\" --quick is C:\\photos" --quick
+        name, quote, more = str(image_dir).partition('"')
+        if quote and more.strip() and not image_dir.exists():
+            raise PhotosError(f"--image-dir: {image_dir}: no backslash before the closing quote")
+        folder = (image_dir if image_dir.exists() else Path(name)).expanduser().resolve()
+        if not (folder.is_dir() or (folder.is_file() and folder.suffix.lower() == ".csv")):
             raise PhotosError(f"--image-dir: there is no folder {folder}")
         return folder, {"source": f"photos in {folder}", "stand_in": False}
-    folders = [CACHE / FLOWERS]
-    if os.environ.get("COURSE_DATA"):
-        folders.insert(0, Path(os.environ["COURSE_DATA"]).expanduser().resolve() / FLOWERS)
-    for folder in folders:
+    named = os.environ.get("COURSE_DATA")
+    folders = [*([Path(named).expanduser().resolve()] if named else []), CACHE]
+    for folder in (folder / FLOWERS for folder in folders):
         if folder.is_dir():
             return folder, {"source": f"flower_photos in {folder}", "stand_in": False}
     reason = "It is not downloaded with --quick."
@@ -538,24 +547,16 @@ def find_photos(image_dir: Path | None, quick: bool = False) -> tuple[Path, dict
 
 
 def fetch_flowers() -> Path:
-    """Download flower_photos into ``data/flower_photos``; the folder.
-
-    Raises:
-        DownloadError: no source delivers it, or it can't be unpacked here.
-    """
+    """Download flower_photos into ``data/flower_photos``. Raises DownloadError."""
     folder = CACHE / FLOWERS
     for left in CACHE.glob(".unpacking-*"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     archive = fetch(FLOWERS_URLS, CACHE / f"{FLOWERS}.tgz", FLOWERS_SHA256)
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix=".unpacking-", dir=CACHE) as temporary,
-            tarfile.open(archive) as tar,
-        ):
-            members = track(tar.getmembers(), "Unpacking")
-            tar.extractall(temporary, members=members, filter="data")
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=CACHE) as temporary:
+            shutil.unpack_archive(archive, temporary, filter="data")
             Path(temporary, FLOWERS).replace(folder)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, shutil.ReadError, EOFError, zlib.error, OSError) as error:
         raise DownloadError(f"{archive} can't be unpacked: {error}") from error
     archive.unlink()
     return folder
@@ -587,7 +588,7 @@ def draw_stand_in(label: str, number: int) -> Image.Image:
         x, y, r = dice.randint(40, 280), dice.randint(40, 200), dice.randint(20, 60)
         colour = tuple(dice.randrange(256) for _ in range(3))
         if label == "circles":
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+            draw.circle((x, y), r, fill=colour)
         elif label == "crosses":
             draw.rectangle((x - r, y - r // 4, x + r, y + r // 4), fill=colour)
             draw.rectangle((x - r // 4, y - r, x + r // 4, y + r), fill=colour)
@@ -609,21 +610,21 @@ def example_photos() -> list[Path]:
     return [grace, images / "china.jpg", images / "flower.jpg"]
 
 
-def print_split(parts: dict[str, list[Photo]], classes: Iterable[str]) -> None:
+def print_split(parts: dict[str, list[Photo]], classes: Sequence[str]) -> None:
     """How many photos of each class are in each set."""
-    table = Table("class", *(name.replace("_", " ") for name in parts), title="The split")
     counts = {name: Counter(photo.label for photo in photos) for name, photos in parts.items()}
+    width = max(map(len, (*classes, "all")))
+    print(" " * width, *(f"{name:>10}" for name in parts))
     for label in classes:
-        table.add_row(escape(label), *(f"{count[label]:,}" for count in counts.values()))
-    table.add_row("all", *(f"{len(photos):,}" for photos in parts.values()), style="bold")
-    Console().print(table)
+        print(f"{label:{width}}", *(f"{count[label]:>10,}" for count in counts.values()))
+    print(f"{'all':{width}}", *(f"{len(photos):>10,}" for photos in parts.values()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", nargs="?", type=Path, help="a folder with a folder per class")
+    parser.add_argument("folder", nargs="?", type=Path, help="or a CSV file")
     args = parser.parse_args()
     try:
         folder, data = find_photos(args.folder)
@@ -633,8 +634,7 @@ def main() -> None:
         print_split(split(found.photos, 10, 10), found.classes)
     except (PhotosError, OSError) as error:
         parser.error(str(error))
-    if data["stand_in"]:
-        sys.exit("flower_photos itself could not be had.")
+    sys.exit("flower_photos itself could not be had." if data["stand_in"] else 0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from scipy.stats import binomtest
 
 import course_records
+from models import inception_v3
+from models.inception_v3 import CLASS_INDEX, KERAS_NOTOP, KERAS_TOP
 
 GOOD = '''"""A good script
 =============
@@ -134,6 +136,35 @@ def test_skipped_is_neither_done_nor_failed(course):
     assert re.search(rf"02_bad\.py: skipped after \d+ s  {re.escape(reason)}\n", done.stdout)
     assert "1 of 2 scripts succeeded, 1 skipped," in done.stdout
     assert "failed" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("pattern", "offline", "asked"),
+    [
+        ("direct_apply", "", [KERAS_TOP, CLASS_INDEX]),
+        ("slim_train", "0", [KERAS_NOTOP]),
+        ("inception_v3", "", [KERAS_TOP, CLASS_INDEX, KERAS_NOTOP]),
+        ("inception_v3", "1", []),
+        ("first_try", "", []),
+    ],
+)
+def test_weights_are_fetched_beforehand_once_and_only_where_needed(
+    monkeypatch, capsys, pattern, offline, asked
+):
+    course = load_script("course.py")
+    monkeypatch.setenv("COURSE_OFFLINE", offline)
+    found: list[str] = []
+    monkeypatch.setattr(inception_v3, "on_this_machine", lambda name: None)
+    monkeypatch.setattr(inception_v3, "find_file", lambda name: found.append(name) or Path(name))
+    scripts = course.matching(course.find_scripts(), [pattern])
+    course.fetch_weights(scripts, course.Console())
+    assert found == asked
+    told = capsys.readouterr().out
+    assert all(name in told for name in asked) and told.count("is fetched now") == len(asked)
+    found.clear()
+    monkeypatch.setattr(inception_v3, "find_file", lambda name: found.append(name))
+    course.fetch_weights(scripts, course.Console())
+    assert found == asked[:1], "without a connection it is tried once"
 
 
 def test_runs_what_matches_in_full_and_exits_with_0(course):
@@ -269,6 +300,17 @@ def test_without_a_test_accuracy_one_run_and_with_seeds_as_many(course, known_ma
     assert run_course(course, "record", "first_try/01").returncode == 0
     assert read(path)["seeds"] == [1]
     assert read(path)["metrics"]["share"]["sd"] is None
+
+
+def test_weights_are_handed_to_the_scripts_that_take_them_and_recorded(course, known_machine):
+    flag = 'def add_weights_flag(p): p.add_argument("--weights")\nadd_weights_flag(parser)\nargs ='
+    script = GOOD.replace("STAND_IN", "False").replace("args =", flag, 1)
+    script = script.replace('"parameters": 7', '"weights": args.weights')
+    (course / "rnn/01_good.py").write_text(script, encoding="utf-8")
+    done = run_course(course, "record", "01_good", "--weights", "mine.h5", "--seeds", "1")
+    assert done.returncode == 0, done.stdout
+    records = [read(course / f"docs/results/{name}/01_good.json") for name in ("first_try", "rnn")]
+    assert [record["weights"] for record in records] == [None, "mine.h5"]
 
 
 def test_stale_is_what_has_other_code_and_not_what_has_other_prose(course, known_machine):

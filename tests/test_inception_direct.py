@@ -4,25 +4,28 @@ The frozen graph of these tests has the interface of Google's and sums its pictu
 numbers, so that what it must answer can be computed from the pixels without TensorFlow."""
 
 import csv
+import hashlib
 import io
 import json
+import os
+import re
 import struct
-import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-from helpers import Finished, load_script, run_quick
+from helpers import Lesson, run_lesson
 from PIL import Image, ImageDraw
 
+from data.photos import example_photos
 from models import inception_v3
-from models.inception_v3 import CLASS_INDEX, LABEL_MAP, SYNSETS, find_file
+from models.inception_v3 import CLASS_INDEX, DIGESTS, LABEL_MAP, SYNSETS, find_file
+from utils.run import SKIPPED
 
 DESCRIBE = "inception_v3/direct_apply/01_id_to_description.py"
 PREDICT = "inception_v3/direct_apply/02_predict_images.py"
@@ -31,36 +34,12 @@ WEIGHTS = np.random.default_rng(5).normal(size=(12, OUTPUTS)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def describe() -> ModuleType:
-    return load_script(DESCRIBE)
-
-
-@pytest.fixture(scope="module")
-def predict() -> ModuleType:
-    return load_script(PREDICT)
-
-
-@pytest.fixture(autouse=True)
-def nothing_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No file in ``models/inception_v3/``, none in COURSE_DATA, no download."""
-    monkeypatch.setattr(inception_v3, "CACHE", tmp_path / "cache")
-    monkeypatch.setenv("COURSE_OFFLINE", "1")
-    monkeypatch.delenv("COURSE_DATA", raising=False)
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Run a script's ``main()`` in this process and return its result.json."""
-
-    def main(script: ModuleType, *arguments: str | Path) -> dict[str, Any]:
-        folder = tmp_path / "run"
-        words = [script.__file__, "--run-dir", folder, *arguments]
-        monkeypatch.setattr(sys, "argv", [*map(str, words)])
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Run replaces it
-        script.main()
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-
-    return main
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder in place of ``models/inception_v3/``, and no COURSE_DATA."""
+    folder = tmp_path_factory.mktemp("cache")
+    with mock.patch.object(inception_v3, "CACHE", folder), mock.patch.dict(os.environ):
+        os.environ.pop("COURSE_DATA", None)
+        yield folder
 
 
 # ---- 01: the label files -------------------------------------------------------------------
@@ -80,143 +59,90 @@ WORDS = (
 )
 
 
-def write_files(folder: Path, label_map: str = MAP, synsets: str = WORDS) -> list[str | Path]:
+def describe(folder: Path, label_map: str = MAP, synsets: str = WORDS) -> Lesson:
     (folder / "map.pbtxt").write_bytes(label_map.encode())
     (folder / "synsets.txt").write_bytes(synsets.encode())
-    return ["--label-map", folder / "map.pbtxt", "--synsets", folder / "synsets.txt"]
-
-
-def parse_with_protobuf(text: str) -> dict[int, str]:
-    """Node to synset, by Google's own parser of the format."""
-    file = descriptor_pb2.FileDescriptorProto(name="label_map.proto", package="label_map")
-    entry, whole = file.message_type.add(name="Entry"), file.message_type.add(name="LabelMap")
-    entry.field.add(name="target_class", number=1, type=5, label=1)
-    entry.field.add(name="target_class_string", number=2, type=9, label=1)
-    whole.field.add(name="entry", number=1, type=11, label=3, type_name=".label_map.Entry")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    kind = message_factory.GetMessageClass(pool.FindMessageTypeByName("label_map.LabelMap"))
-    found = text_format.Parse(text, kind())
-    return {entry.target_class: entry.target_class_string for entry in found.entry}
+    flags = ["--label-map", folder / "map.pbtxt", "--synsets", folder / "synsets.txt"]
+    return run_lesson(DESCRIBE, folder / "run", *flags)
 
 
 @pytest.mark.parametrize("text", [MAP, MAP.replace("\n", "\r\n"), "\ufeff" + MAP])
-def test_entries_are_read_however_they_are_laid_out(describe, call, tmp_path, text):
-    out = tmp_path / "out"
-    files = write_files(tmp_path, text, WORDS.replace("\n", "\r\n"))
-    result = call(describe, *files, "--out", out)
-    assert result["metrics"] == {"entries": 3, "bad_lines": 0}
-    listed = json.loads((out / "id_desc.json").read_text(encoding="utf-8"))
-    assert {int(k): v["synset"] for k, v in listed.items()} == parse_with_protobuf(MAP)
+def test_entries_are_read_however_they_are_laid_out(cache, tmp_path, text):
+    lesson = describe(tmp_path, text, WORDS.replace("\n", "\r\n"))
+    assert lesson.metrics == {"entries": 3}
+    listed = json.loads((cache / "id_desc.json").read_text(encoding="utf-8"))
     assert list(listed) == ["3", "7", "169"]
-    assert listed["169"]["description"] == "giant panda, panda"
-    lines = (out / "id_desc.txt").read_text(encoding="utf-8").splitlines()
-    assert lines == [f"{k}\t{v['synset']}\t{v['description']}" for k, v in listed.items()]
-    assert {path.name for path in out.iterdir()} == {"id_desc.json", "id_desc.txt"}
+    assert [entry["description"] for entry in listed.values()] == [
+        "three, trois",
+        "seven",
+        "giant panda, panda",
+    ]
+    lines = (cache / "id_desc.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[2] == "169\tn02510455\tgiant panda, panda\tNone"
 
 
 GOOD = 'entry {\n  target_class: 3\n  target_class_string: "n00000003"\n}\n'
 
 
 @pytest.mark.parametrize(
-    ("bad", "line", "what"),
+    ("label_map", "message"),
     [
-        ("entry {\n  target_class: three\n  x\n}\n", 6, "target_class is three, not a number"),
-        ('entry {\n  target_class: "7"\n}\n', 6, 'target_class is "7", not a number'),
-        ("entry {\n  target_class:\n}\n", 6, "target_class is nothing, not a number"),
-        ("entry {\n  target_class: 7\n}\n", 5, "has no target_class_string"),
-        ('entry {\n\n  target_class_string: "cat"\n}\n', 7, 'target_class_string is "cat", not an'),
-        ("entry {\n  target_class: 7\n  target_class: 8\n}\n", 7, "a second target_class"),
-        ("entry {\n  colour: 7\n}\n", 6, "expected target_class: or target_class_string:"),
-        ("entry {\n  target_class: 7\n", 5, "the entry that begins here has no end"),
-        ("entry 7\n", 5, "expected { after entry"),
-        (GOOD.replace("3", "7") + "oops\n", 9, "expected entry {, found oops"),
-        (GOOD.replace("class: 3", "class: 7"), 5, "n00000003 is given a second time"),
-        (GOOD.replace("n00000003", "n00000007"), 5, "node 3 is given a second time"),
-        (GOOD.replace("3", "8"), 5, "n00000008 has no words in synsets.txt"),
+        (GOOD + "entry {\n  target_class: three\n}\n", r"map\.pbtxt, line 6:17"),
+        (GOOD + "entry {\n  colour: 7\n}\n", r"line 6:3 : .* no field named \"colour\""),
+        (GOOD + "entry {\n  target_class: 7\n", r"map\.pbtxt, line [67]"),
+        (GOOD.replace("class: 3", "class: 7") + GOOD, "n00000003 occurs 2 times"),
+        (GOOD.replace("n00000003", "n00000007") + GOOD, "3 occurs 2 times"),
+        (GOOD.replace("3", "8"), "n00000008 has no words in the synset file"),
+        ("# nothing\n", "it has no entries"),
     ],
 )
-def test_a_bad_line_of_the_label_map_is_named_and_costs_its_entry_alone(
-    describe, call, tmp_path, capsys, bad, line, what
-):
-    last = 9 if "oops" in bad else 7
-    files = write_files(tmp_path, GOOD + bad + GOOD.replace("3", str(last)))
-    out = tmp_path / "out"
-    with pytest.raises(SystemExit) as refused:
-        call(describe, *files, "--out", out)
-    message = str(refused.value)
-    assert message.startswith(f"{tmp_path / 'map.pbtxt'}, line {line}: "), message
-    assert what in message
-    assert "1 bad lines: nothing is written. --skip-bad writes the good entries." in message
-    assert not out.exists()
-    result = call(describe, *files, "--out", out, "--skip-bad")
-    assert result["metrics"]["bad_lines"] == 1
-    assert f"line {line}: " in capsys.readouterr().out
-    listed = json.loads((out / "id_desc.json").read_text(encoding="utf-8"))
-    assert set(listed) == {"3", str(last)}
+def test_a_damaged_label_map_writes_nothing(cache, tmp_path, capsys, label_map, message):
+    (cache / "id_desc.json").unlink(missing_ok=True)
+    with pytest.raises(SystemExit):
+        describe(tmp_path, label_map)
+    assert re.search(message, capsys.readouterr().err)
+    assert not (cache / "id_desc.json").exists()
 
 
-def test_bad_lines_of_the_synset_file_and_other_bytes_are_named(describe, call, tmp_path):
-    words = "n00000003\tthree\nn7 seven\n\nn00000003\tdrei\nn00000009\t \n"
-    files = write_files(tmp_path, GOOD, words)
-    with (tmp_path / "synsets.txt").open("ab") as file:
-        file.write(b"n00000010\tt\xe9n\n")
-    with pytest.raises(SystemExit) as refused:
-        call(describe, *files, "--out", tmp_path / "out")
-    lines = [line.split("synsets.txt, ")[-1] for line in str(refused.value).splitlines()]
-    assert [line.split(":")[0] for line in lines] == [
-        "line 2", "line 4", "line 5", "line 6", "4 bad lines",
-    ]  # fmt: skip
-    assert "found 'n7 seven'" in lines[0]
-    assert "a second line for n00000003" in lines[1]
-    assert "is not UTF-8" in lines[3]
+def test_files_that_can_not_be_read(cache, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_lesson(DESCRIBE, tmp_path, "--label-map", tmp_path / "none", "--synsets", tmp_path)
+    assert "can't read" in capsys.readouterr().err
 
 
-def test_files_that_are_missing_empty_or_something_else(describe, call, tmp_path, capsys):
-    with pytest.raises(SystemExit, match=r"can't read .*none.*: No such file"):
-        call(describe, "--label-map", tmp_path / "none", "--synsets", tmp_path / "none")
-    with pytest.raises(SystemExit, match="has no entries"):
-        call(describe, *write_files(tmp_path, "# nothing\n"), "--out", tmp_path / "out")
-    with pytest.raises(SystemExit) as stopped:
-        call(describe, "--out", tmp_path / "out")
-    assert stopped.value.code == 1
-    told = capsys.readouterr().err
-    assert LABEL_MAP in told and SYNSETS not in told, "the archive is told of once"
-    assert "inception-2015-12-05.tgz" in told
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"can't write to .*file"):
-        call(describe, *write_files(tmp_path), "--out", tmp_path / "file")
+def test_without_the_files_an_excerpt_says_so_and_is_true(cache, tmp_path, capsys):
+    lesson = run_lesson(DESCRIBE, tmp_path)
+    assert lesson.result["data"]["stand_in"] is True and lesson.metrics == {"entries": 6}
+    assert "*** STAND-IN" in lesson.output
+    assert not (cache / "id_desc.json").exists(), "no list of six in the place of 1,000"
+    assert capsys.readouterr().err.count("is missing") == 1, "the archive is told of once"
+    excerpt = json.loads((tmp_path / "id_desc.json").read_text(encoding="utf-8"))
+    with mock.patch.dict(os.environ, {"COURSE_DATA": REAL}):
+        if None in (find_file(LABEL_MAP, False), find_file(SYNSETS, False)):
+            pytest.skip("the label files are not at hand")
+        run_lesson(DESCRIBE, tmp_path / "real")
+    real = json.loads((cache / "id_desc.json").read_text(encoding="utf-8"))
+    for node, entry in excerpt.items():
+        assert entry | {"keras_index": 0} == real[node] | {"keras_index": 0}
 
 
-def test_quick_does_with_an_excerpt_that_says_so(tmp_path, monkeypatch, describe, call, capsys):
-    result = call(describe, "--quick", "--out", tmp_path / "out")
-    assert result["data"]["stand_in"] is True
-    assert result["metrics"] == {"entries": 8, "bad_lines": 0}
-    assert "*** STAND-IN" in capsys.readouterr().out
-    listed = json.loads((tmp_path / "out" / "id_desc.json").read_text(encoding="utf-8"))
-    assert listed["169"]["description"].startswith("giant panda")
+REAL = os.environ.get("COURSE_DATA", "none")
 
 
-def test_the_real_files_give_1000_entries(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    if None in (find_file(LABEL_MAP, False), find_file(SYNSETS, False)):
-        pytest.skip("the label files are not at hand")
-    run = run_quick(DESCRIBE, tmp_path / "run", "--out", tmp_path)
-    assert run.metrics == {"entries": 1000, "bad_lines": 0}
-    assert run.result["data"]["stand_in"] is False
-    assert "0, 1001, 1002, 1003, 1004, 1005, 1006, 1007" in run.output
-    listed = json.loads((tmp_path / "id_desc.json").read_text(encoding="utf-8"))
-    label_map = find_file(LABEL_MAP, False).read_text(encoding="utf-8")
-    assert {int(k): v["synset"] for k, v in listed.items()} == parse_with_protobuf(label_map)
+def test_the_real_files_give_1000_entries_in_keras_order(cache, tmp_path):
+    with mock.patch.dict(os.environ, {"COURSE_DATA": REAL}):
+        classes = find_file(CLASS_INDEX, False)
+        if None in (find_file(LABEL_MAP, False), find_file(SYNSETS, False), classes):
+            pytest.skip("the label files are not at hand")
+        lesson = run_lesson(DESCRIBE, tmp_path)
+    assert lesson.metrics == {"entries": 1000} and lesson.result["data"]["stand_in"] is False
+    assert "0, 1001, 1002, 1003, 1004, 1005, 1006, 1007" in lesson.output
+    listed = json.loads((cache / "id_desc.json").read_text(encoding="utf-8"))
     assert list(listed) == [str(node) for node in range(1, 1001)]
-    assert listed["169"]["description"].startswith("giant panda, panda, panda bear")
-    classes = find_file(CLASS_INDEX, False)
-    if classes is not None:  # what the notes say of the two orders
-        keras_order = json.loads(classes.read_text(encoding="utf-8"))
-        synsets = sorted(entry["synset"] for entry in listed.values())
-        assert synsets == [keras_order[str(i)][0] for i in range(1000)]
-        assert synsets.index("n02510455") == 388
-        assert listed["105"]["synset"] == synsets[169] == "n02090622"
+    keras_order = json.loads(classes.read_text(encoding="utf-8"))
+    for entry in listed.values():
+        assert keras_order[str(entry["keras_index"])][0] == entry["synset"]
+    assert (listed["169"]["keras_index"], listed["105"]["keras_index"]) == (388, 169)
 
 
 # ---- 02: pictures of all kinds -------------------------------------------------------------
@@ -317,18 +243,16 @@ def read_csv(folder: Path) -> dict[str, list[dict[str, str]]]:
     return rows
 
 
-def test_the_frozen_graph_on_pictures_of_all_kinds(predict, call, zoo, broken, tmp_path, capsys):
+def test_the_frozen_graph_on_pictures_of_all_kinds(cache, zoo, broken, tmp_path):
     names = {str(node): {"synset": f"n{node:08}", "description": f"thing {node}, x"}
              for node in range(1, 1001)}  # fmt: skip
-    (tmp_path / "id_desc.json").write_text(json.dumps(names), encoding="utf-8")
+    (cache / "id_desc.json").write_text(json.dumps(names), encoding="utf-8")
     graph = write_frozen(tmp_path / "graph.pb")
-    result = call(
-        predict, zoo, broken, "--graph-def", graph, "--id-desc", tmp_path / "id_desc.json"
-    )
-    assert result["metrics"] == {"images": 11, "failed": 4}
-    assert result["data"]["stand_in"] is False
-    assert "not Google’s own" in result["weights"]
-    assert result["figures"] == [f"predictions_{page}.png" for page in (1, 2, 3)]
+    lesson = run_lesson(PREDICT, tmp_path / "run", zoo, broken, "--graph-def", graph)
+    assert lesson.metrics == {"images": 11, "failed": 4}
+    assert lesson.result["data"]["stand_in"] is False
+    assert lesson.result["weights"] == "graph.pb, a frozen graph"
+    assert lesson.figures == ["predictions"]
     rows = read_csv(tmp_path / "run")
     found = sorted(path for path in zoo.rglob("*") if path.suffix not in (".txt", ""))
     found = [path for path in found if not path.name.startswith(".")]
@@ -350,67 +274,52 @@ def test_the_frozen_graph_on_pictures_of_all_kinds(predict, call, zoo, broken, t
     errors = {path.name: rows[str(path)][0]["error"] for path in bad}
     assert "truncated" in errors["cut.jpg"]
     assert "pixels" in errors["huge.png"]
-    told = capsys.readouterr().out
-    assert all(f"Can't read {path}: " in told for path in bad)
-    assert "which is not Google's own file" in told
+    assert all(f"Can't read {path}: " in lesson.output for path in bad)
 
 
-def test_nothing_that_can_be_read_is_an_error(predict, call, broken, tmp_path, capsys):
+def test_nothing_that_can_be_read_is_an_error(cache, broken, tmp_path, capsys):
+    (cache / "id_desc.json").unlink(missing_ok=True)
     graph = write_frozen(tmp_path / "graph.pb")
-    with pytest.raises(SystemExit, match="None of the 5 files could be read"):
-        call(predict, broken, tmp_path / "missing.jpg", "--graph-def", graph)
-    told = capsys.readouterr().out
-    assert "missing.jpg: No such file or directory" in told
-    assert "run python inception_v3/direct_apply/01_id_to_description.py" in told
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match="None of the 1 files could be read"):
-        call(predict, tmp_path / "empty", "--graph-def", graph)
-    assert "no images in this folder" in capsys.readouterr().out
+    flags = [broken, tmp_path / "missing.jpg", tmp_path / "empty", "--graph-def", graph]
+    with pytest.raises(SystemExit, match="None of the 6 files could be read"):
+        run_lesson(PREDICT, tmp_path / "run", *flags)
+    told = capsys.readouterr().out
+    assert "missing.jpg'" in told and "no images in this folder" in told
+    assert "01_id_to_description.py writes the list" in told
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("[1, 2]", "is no list of names"), ("{", "is no list of names"), ('{"1": ["n1"]}', "no list")],
-)
-def test_wrong_lists_of_names_are_refused(predict, call, zoo, tmp_path, content, message):
-    (tmp_path / "names.json").write_text(content, encoding="utf-8")
-    for flags in (["--class-index"], ["--graph-def", write_frozen(tmp_path / "g.pb"), "--id-desc"]):
-        with pytest.raises(SystemExit, match=message):
-            call(predict, zoo / "png.png", *flags, tmp_path / "names.json")
-
-
-def test_the_graph_must_have_googles_interface(predict, call, zoo, tmp_path):
+def test_the_graph_must_have_googles_interface(cache, zoo, tmp_path, capsys):
     graph = write_frozen(tmp_path / "graph.pb", result="final_result")
+    flags = [zoo / "png.png", "--graph-def"]
     with pytest.raises(SystemExit, match=r"--graph-def: the graph in .* has no softmax"):
-        call(predict, zoo / "png.png", "--graph-def", graph)
-    with pytest.raises(SystemExit, match=r"--graph-def: there is no file .*none\.pb"):
-        call(predict, zoo / "png.png", "--graph-def", tmp_path / "none.pb")
+        run_lesson(PREDICT, tmp_path / "run", *flags, graph)
+    with pytest.raises(SystemExit, match=r"--graph-def: can't read a GraphDef from .*none\.pb"):
+        run_lesson(PREDICT, tmp_path / "run", *flags, tmp_path / "none.pb")
 
 
 # ---- 02: Keras's network -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, Path]:
-    """InceptionV3 with random weights that tell pictures apart, and the file of its weights."""
-    keras.utils.set_random_seed(7)
-    model = keras.applications.InceptionV3(weights=None)
-    last = model.layers[-1]
-    last.kernel.assign(last.kernel * 30)
-    path = tmp_path_factory.mktemp("weights") / "mine.weights.h5"
-    model.save_weights(path)
-    return model, path
-
-
-def test_keras_answers_what_the_network_answers(predict, call, zoo, trained, tmp_path, capsys):
-    model, weights = trained
+@pytest.fixture
+def index(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of names in the place of Keras's."""
     names = {str(i): [f"n{i:08}", f"great_thing_{i}"] for i in range(1000)}
-    (tmp_path / "index.json").write_text(json.dumps(names), encoding="utf-8")
-    flags = ["--weights", weights, "--class-index", tmp_path / "index.json", "--top", 3]
-    photos = predict.example_photos()
-    result = call(predict, *photos, zoo / "lying.jpg", *flags)
-    assert result["weights"] == "mine.weights.h5, not published by Keras"
-    assert "mine.weights.h5, which is not the file that Keras publishes" in capsys.readouterr().out
+    (cache / CLASS_INDEX).write_text(json.dumps(names), encoding="utf-8")
+    digest = hashlib.md5((cache / CLASS_INDEX).read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(DIGESTS, CLASS_INDEX, digest)
+
+
+def test_keras_answers_what_the_network_answers(index, zoo, tmp_path):
+    keras.utils.set_random_seed(7)
+    model = keras.applications.InceptionV3(weights=None)  # its answers differ from photo to photo
+    model.layers[-1].kernel.assign(model.layers[-1].kernel * 30)
+    model.save_weights(tmp_path / "mine.weights.h5")
+    photos = example_photos()
+    flags = ["--weights", tmp_path / "mine.weights.h5", "--top", 3]
+    lesson = run_lesson(PREDICT, tmp_path / "run", *photos, zoo / "lying.jpg", *flags)
+    assert lesson.result["weights"] == "mine.weights.h5, not published by Keras"
+    assert "Measured with mine.weights.h5, not the file that Keras publishes" in lesson.output
     rows = read_csv(tmp_path / "run")
     images = [Image.open(path).convert("RGB") for path in photos] + [base_picture()]
     squares = [np.asarray(i.resize((299, 299), Image.Resampling.BILINEAR)) for i in images]
@@ -426,23 +335,18 @@ def test_keras_answers_what_the_network_answers(predict, call, zoo, trained, tmp
         assert int(lines[0]["output"]) == row.argmax()
 
 
-def test_weights_without_the_last_layer_are_refused(predict, call, zoo, tmp_path):
-    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(
-        tmp_path / "other.weights.h5"
-    )
+def test_weights_of_another_network_are_refused(index, zoo, tmp_path):
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    other.save_weights(tmp_path / "other.weights.h5")
     with pytest.raises(SystemExit, match=r"other\.weights\.h5 doesn't hold this network's weights"):
-        call(predict, zoo / "png.png", "--weights", tmp_path / "other.weights.h5")
+        run_lesson(PREDICT, tmp_path / "run", "--weights", tmp_path / "other.weights.h5")
 
 
-@pytest.fixture(scope="module")
-def untrained(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("runs") / "untrained"
-    return run_quick(PREDICT, folder, zoo / "jpeg.jpg", "--weights", "none")
-
-
-def test_an_untrained_network_says_so_loudly(untrained):
-    assert untrained.result["data"]["stand_in"] is True
-    assert "UNTRAINED" in untrained.output
-    assert untrained.figures == ["predictions"]
-    (lines,) = read_csv(untrained.folder).values()
-    assert [float(line["probability"]) for line in lines] == pytest.approx([0.001] * 5, rel=0.3)
+@pytest.mark.parametrize("flags", [[], ["--weights", "none"]])
+def test_without_trained_weights_it_is_skipped_with_a_sentence(index, tmp_path, capsys, flags):
+    with pytest.raises(SystemExit) as ended:
+        run_lesson(PREDICT, tmp_path, *flags)
+    assert ended.value.code == SKIPPED
+    told = capsys.readouterr().out
+    assert "Skipped: an untrained network can't name photos" in told
+    assert "python models/inception_v3.py top index" in told

@@ -22,14 +22,14 @@ from models import inception_v3
 from models.inception_v3 import (
     ARCHIVE,
     CLASS_INDEX,
-    FILES,
+    DIGESTS,
     GRAPH_DEF,
     KERAS_NOTOP,
     KERAS_TOP,
     LABEL_MAP,
     SYNSETS,
+    URLS,
     find_file,
-    find_keras_weights,
     find_weights,
 )
 
@@ -46,13 +46,12 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(inception_v3, "CACHE", tmp_path / "cache")
     server = Server()
-    for name, file in FILES.items():
+    for name, digest in DIGESTS.items():
         content = MEMBERS.get(name, WHOLE)
-        kind = {32: hashlib.md5, 64: hashlib.sha256}[len(file.digest)]
-        urls = tuple(f"{server.url}/{place}/{name}" for place in ("a", "b")[: len(file.urls)])
-        made_up = file._replace(digest=kind(content).hexdigest(), urls=urls)
-        monkeypatch.setitem(FILES, name, made_up)
-    monkeypatch.setattr(inception_v3, "ARCHIVE_URLS", (f"{server.url}/a/{ARCHIVE}",))
+        kind = {32: hashlib.md5, 64: hashlib.sha256}[len(digest)]
+        monkeypatch.setitem(DIGESTS, name, kind(content).hexdigest())
+    for name in URLS:
+        monkeypatch.setitem(URLS, name, [f"{server.url}/{place}/{name}" for place in ("a", "b")])
     yield server
     server.close()
 
@@ -80,9 +79,10 @@ def names(folder: Path) -> set[str]:
 @pytest.mark.parametrize(("top", "name"), [(True, KERAS_TOP), (False, KERAS_NOTOP)])
 def test_good_weights_arrive_once(server, cache, top, name):
     server.answers[f"/a/{name}"] = sends()
-    assert find_keras_weights(top, download=False) is None
-    assert find_keras_weights(top) == cache / name
-    assert find_keras_weights(top, download=False) == cache / name
+    assert find_weights("imagenet", top, quick=True).stand_in
+    assert find_weights("imagenet", top).path == cache / name
+    found = find_weights("imagenet", top, quick=True)
+    assert found.path == cache / name and found.published and not found.stand_in
     assert (cache / name).read_bytes() == WHOLE
     assert names(cache) == {name}
     assert server.requests == [(f"/a/{name}", None)]
@@ -91,7 +91,7 @@ def test_good_weights_arrive_once(server, cache, top, name):
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_connection_cut_half_way_is_taken_up(server, cache, ranges):
     server.answers[f"/a/{KERAS_NOTOP}"] = breaks_once(ranges=ranges)
-    assert find_keras_weights(top=False).read_bytes() == WHOLE
+    assert find_file(KERAS_NOTOP).read_bytes() == WHOLE
     assert names(cache) == {KERAS_NOTOP}
     assert [asked for _, asked in server.requests] == [None, f"bytes={KEPT}-"]
 
@@ -99,11 +99,11 @@ def test_a_connection_cut_half_way_is_taken_up(server, cache, ranges):
 def test_half_a_file_is_never_used_and_the_next_run_goes_on(server, cache, capsys):
     for place in ("a", "b"):
         server.answers[f"/{place}/{KERAS_NOTOP}"] = sends(ranges=False, stop=HALF)
-    assert find_keras_weights(top=False) is None
+    assert find_file(KERAS_NOTOP) is None
     assert names(cache) == {f"{KERAS_NOTOP}.part"}
     assert "the connection broke" in capsys.readouterr().err
     server.answers[f"/a/{KERAS_NOTOP}"] = sends()
-    assert find_keras_weights(top=False).read_bytes() == WHOLE
+    assert find_file(KERAS_NOTOP).read_bytes() == WHOLE
     assert server.requests[-1][1] == f"bytes={KEPT}-"
 
 
@@ -116,9 +116,8 @@ def test_what_has_the_wrong_checksum_is_refused_and_told(server, cache, capsys, 
     told = capsys.readouterr().err
     for place in ("a", "b"):
         assert f"{server.url}/{place}/{name}: what it sent has the wrong {kind}" in told
-    assert f"Its {kind} is {FILES[name].digest}" in told
+    assert f"The {kind} of {name} is {DIGESTS[name]}" in told
     assert f"put it into the folder {cache}" in told
-    assert "--weights" in told
 
 
 def test_the_next_source_is_asked(server, cache):
@@ -132,14 +131,14 @@ def test_without_network_the_message_says_all(server, cache, monkeypatch, capsys
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/{KERAS_TOP}"
-        monkeypatch.setitem(FILES, KERAS_TOP, FILES[KERAS_TOP]._replace(urls=(url,)))
-        assert find_keras_weights(top=True) is None
+        monkeypatch.setitem(URLS, KERAS_TOP, [url])
+        assert find_file(KERAS_TOP) is None
     told = capsys.readouterr().err
     assert f"{url}: no connection" in told
-    assert f"download it (96 MB) from\n      {url}" in told
-    assert FILES[KERAS_TOP].digest in told
+    assert f"download {KERAS_TOP} (96 MB) from\n      {url}" in told
+    assert DIGESTS[KERAS_TOP] in told
     monkeypatch.setenv("COURSE_OFFLINE", "1")
-    assert find_keras_weights(top=False) is None
+    assert find_file(KERAS_NOTOP) is None
     assert "switched off by COURSE_OFFLINE" in capsys.readouterr().err
     assert server.requests == []
 
@@ -147,26 +146,26 @@ def test_without_network_the_message_says_all(server, cache, monkeypatch, capsys
 def test_course_data_comes_first_and_a_damaged_file_is_passed_over(server, cache, data, capsys):
     cache.mkdir()
     (cache / KERAS_TOP).write_bytes(WHOLE)
-    assert find_keras_weights(top=True) == cache / KERAS_TOP
+    assert find_file(KERAS_TOP) == cache / KERAS_TOP
     (data / KERAS_TOP).write_bytes(WHOLE[:-1])
-    assert find_keras_weights(top=True) == cache / KERAS_TOP
+    assert find_file(KERAS_TOP) == cache / KERAS_TOP
     told = capsys.readouterr().err
     assert f"{data / KERAS_TOP} has the wrong SHA-256: damaged, or another file" in told
     (data / KERAS_TOP).write_bytes(WHOLE)
-    assert find_keras_weights(top=True) == data / KERAS_TOP
+    assert find_file(KERAS_TOP) == data / KERAS_TOP
     assert capsys.readouterr().err == ""
     assert server.requests == []
     (cache / KERAS_NOTOP).write_bytes(WHOLE[1:])
-    assert find_keras_weights(top=False, download=False) is None
+    assert find_file(KERAS_NOTOP, download=False) is None
     server.answers[f"/a/{KERAS_NOTOP}"] = sends()
-    assert find_keras_weights(top=False).read_bytes() == WHOLE
+    assert find_file(KERAS_NOTOP).read_bytes() == WHOLE
 
 
 def test_partial_weights_are_never_found_by_themselves(server, data):
     partial = data / "inception_v3_notop_partial.weights.h5"
     partial.write_bytes(WHOLE)
-    assert find_keras_weights(top=False) is None
-    assert find_keras_weights(top=True) is None
+    assert find_file(KERAS_NOTOP) is None
+    assert find_file(KERAS_TOP) is None
     assert find_weights("imagenet", top=False, quick=True).path is None
     assert find_weights(str(partial), top=False).path == partial
 
@@ -197,22 +196,12 @@ def test_label_files_come_out_of_the_archive_which_is_fetched_once(server, cache
     assert server.requests == [(f"/a/{ARCHIVE}", None)]
 
 
-def test_the_graph_is_fetched_from_the_archive_where_the_bare_file_is_not_to_be_had(server, cache):
-    server.answers[f"/a/{ARCHIVE}"] = sends(make_archive())
-    assert inception_v3.find_graph_def().read_bytes() == MEMBERS[GRAPH_DEF]
-    assert server.requests == [(f"/a/{GRAPH_DEF}", None), (f"/a/{ARCHIVE}", None)]
-
-
-def test_a_graph_of_the_users_own_is_taken_as_it_is(server, data, tmp_path, capsys):
-    mine = tmp_path / "mine.pb"
-    with pytest.raises(SystemExit, match=r"--graph-def: there is no file .*mine\.pb"):
-        inception_v3.find_graph_def(mine)
-    mine.write_bytes(b"my own")
-    assert inception_v3.find_graph_def(mine) == mine
-    (data / GRAPH_DEF).write_bytes(b"frozen by the user")
-    assert inception_v3.find_graph_def() == data / GRAPH_DEF
-    assert "it is used, but is not the published file" in capsys.readouterr().err
-    assert server.requests == []
+def test_a_damaged_archive_put_there_by_hand_is_passed_over(server, cache, data, capsys):
+    (data / ARCHIVE).write_bytes(make_archive()[:-30])
+    assert find_file(GRAPH_DEF, download=False) is None
+    assert f"{data / ARCHIVE} can't be unpacked" in capsys.readouterr().err
+    server.answers[f"/b/{ARCHIVE}"] = sends(make_archive())
+    assert find_file(GRAPH_DEF).read_bytes() == MEMBERS[GRAPH_DEF]
 
 
 def test_an_archive_cut_half_way_is_taken_up(server, cache, monkeypatch):
@@ -222,13 +211,13 @@ def test_an_archive_cut_half_way_is_taken_up(server, cache, monkeypatch):
     server.answers[f"/a/{ARCHIVE}"] = lambda handler: next(answers, sends(archive))(handler)
     assert find_file(LABEL_MAP).read_bytes() == MEMBERS[LABEL_MAP]
     assert [asked for _, asked in server.requests] == [None, f"bytes={KEPT}-"]
-    assert names(cache) == {ARCHIVE, LABEL_MAP}
+    assert names(cache) == {ARCHIVE, *MEMBERS}
 
 
 @pytest.mark.parametrize(
     ("archive", "fault"),
     [
-        (make_archive((SYNSETS, b"other words"), whole=False), f"holds no right {GRAPH_DEF}, "),
+        (make_archive((SYNSETS, b"other words"), whole=False), f"holds no right {LABEL_MAP}, "),
         (make_archive(("README", b"r"), whole=False), "holds no right"),
         (make_archive()[:-30], "can't be unpacked"),
         (b"<html>Please log in</html>", "can't be unpacked"),
@@ -239,10 +228,10 @@ def test_an_archive_cut_half_way_is_taken_up(server, cache, monkeypatch):
 def test_a_wrong_archive_is_refused_and_not_kept(server, cache, capsys, archive, fault):
     server.answers[f"/a/{ARCHIVE}"] = sends(archive)
     assert find_file(SYNSETS) is None
-    assert names(cache) == set()
+    assert ARCHIVE not in names(cache) and SYNSETS not in names(cache)
     told = capsys.readouterr().err
     assert f"{server.url}/a/{ARCHIVE}: what it sent {fault}" in told
-    assert f"SHA-256 of the file in it is {FILES[SYNSETS].digest}" in told
+    assert f"SHA-256 of {SYNSETS} is {DIGESTS[SYNSETS]}" in told
 
 
 def test_nothing_is_written_outside_the_folder(server, cache, tmp_path):
@@ -327,16 +316,6 @@ def test_scaling_is_kerass():
     np.testing.assert_allclose(inception_v3.scale(image), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_decoding_is_pillows(kind):
-    file = io.BytesIO()
-    Image.fromarray(photo()).convert("L").save(file, kind)
-    pixels = inception_v3.decode(file.getvalue()).numpy()
-    assert pixels.shape == (90, 120, 3)
-    expected = np.asarray(Image.open(file).convert("RGB"), int)
-    assert np.abs(pixels - expected).max() <= (2 if kind == "JPEG" else 0)
-
-
 def test_the_blocks_hold_each_layer_once_in_order(untrained):
     blocks = inception_v3.blocks(untrained)
     assert list(blocks) == ["stem", *(f"mixed{i}" for i in range(11)), "pool3"]
@@ -372,12 +351,37 @@ def test_an_untrained_network_is_the_same_for_a_seed_and_can_be_saved_and_named(
         inception_v3.load_weights(model, find_weights(str(tmp_path / "text.h5"), top=False))
 
 
+def test_calibrated_filters_tell_pictures_apart(untrained):
+    """The first layer's mean and variance are what NumPy says of them."""
+    rng = np.random.default_rng(0)
+    batches = [rng.uniform(-1, 1, (6, SMALL, SMALL, 3)).astype(np.float32) for _ in range(2)]
+    weights = find_weights("none", top=False, seed=3)
+    model = inception_v3.backbone(weights, SMALL, iter(batches))
+    for before, after in zip(untrained.trainable_variables, model.trainable_variables, strict=True):
+        if before.name != "beta":
+            np.testing.assert_array_equal(before.numpy(), after.numpy())
+    first = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+    values = [first(batch).numpy() for batch in batches]
+    norm = next(layer for layer in model.layers if hasattr(layer, "moving_mean"))
+    np.testing.assert_allclose(
+        norm.moving_mean, np.mean([v.mean((0, 1, 2)) for v in values], 0), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        norm.moving_variance, np.mean([v.var((0, 1, 2)) for v in values], 0), rtol=1e-3
+    )
+    assert norm.momentum == 0.99
+    features = model(np.concatenate(batches)).numpy()
+    constant = untrained(np.concatenate(batches)).numpy()
+    assert features.std(axis=0).mean() > 100 * constant.std(axis=0).mean()
+
+
 def test_weights_that_are_nowhere(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COURSE_OFFLINE", "1")
-    with pytest.raises(SystemExit, match="--weights imagenet"):
-        find_weights("imagenet", top=True)
-    assert find_weights("imagenet", top=True, quick=True).stand_in
-    assert "STAND-IN: an untrained InceptionV3" in capsys.readouterr().err
+    for quick in (False, True):
+        assert find_weights("imagenet", top=True, quick=quick).stand_in
+        told = capsys.readouterr()
+        assert "STAND-IN: an untrained network" in told.out
+        assert f"{KERAS_TOP} is missing" in told.err
     with pytest.raises(SystemExit, match=r"--weights: there is no file .*none\.h5"):
         find_weights(str(tmp_path / "none.h5"), top=True)
 
@@ -397,7 +401,7 @@ def frozen(*operations: str, variable: bool = False) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff" * 99, "is not a GraphDef"),
+        (b"\xff" * 99, "can't read a GraphDef"),
         (b"", "has no jpeg, softmax"),
         (frozen("jpeg", "other"), "has no softmax"),
         (frozen("jpeg", "softmax", variable=True), "is not frozen"),

@@ -104,11 +104,12 @@ def test_tables_are_what_record_readme_writes(readme):
 @pytest.mark.parametrize("chapter", course_records.CHAPTERS)
 def test_percentages_in_a_chapter_s_readme_were_recorded(chapter):
     scripts = [name for name in RECORDS if name.startswith(f"{chapter}/")]
-    files = sorted((course_records.RESULTS / chapter).glob("*.json"))  # benchmarks' too
+    files = sorted((course_records.RESULTS / chapter).rglob("*.json"))  # benchmarks' too
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     numbers = [number for record in records for number in recorded(record)]
     free = set().union(*map(settings, scripts))
-    text = prose((ROOT / chapter / "README.md").read_text(encoding="utf-8"))
+    readmes = sorted((ROOT / chapter).rglob("README.md"))
+    text = prose("\n".join(readme.read_text(encoding="utf-8") for readme in readmes))
     if scripts:
         assert not wrong_figures(text, numbers, free, all_of_it=False)
 

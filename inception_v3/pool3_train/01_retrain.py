@@ -1,739 +1,512 @@
 """A classifier for your own photos: InceptionV3 with a new last layer
 ===================================================================
 
-You learn: transfer learning, a network that saw a million photos used as a measuring instrument;
+You learn: transfer learning, with a network that saw a million photos as a measuring instrument;
 bottlenecks, its features computed once and kept; softmax regression and its gradient by hand; what
-a split, a test and an accuracy have to be so that the number can be believed; and how one training
-becomes three files that give the same answers: a TensorFlow 1 graph, a Keras model, labels.
+a test must be so that its number can be believed; and how one training becomes a graph for
+TensorFlow 1 and a Keras model that give the same answers.
 
 Run, with a folder that holds a folder of photos for each class::
 
     python inception_v3/pool3_train/01_retrain.py --image-dir my_photos
-    python inception_v3/pool3_train/01_retrain.py
 
-You should see: the photos looked over and split, features computed with images per second, then
-the training in seconds. At the end the test accuracy with its range, a table by class, and the
-figures ``curves.png``, ``confusion.png`` and ``mistakes.png``. 600 flower photos, of which 52 are
-for the test, gave 92.3 % (81.8 to 97.0), with weights of which a tenth was missing. In
-``models/pool3``: ``output_graph.pb``, ``output_labels.txt``, ``output_model.keras``, ready for
-``02_test_images.py``.
+You should see: the photos looked over and split, their features computed, a table of the classes,
+the mean accuracy of ten splits, and the figures ``curves.png``, ``confusion.png`` and
+``mistakes.png``. The trained classifier is in ``models/pool3``, ready for ``02_test_images.py``.
 
-Time: 0.07 s a photo on two CPU cores (five minutes for 3,670), 10 seconds for the training, and 20
-to load TensorFlow and write and check the files. A second run finds the features, and so
-does one after a stop.
+Time: 0.07 s a photo on two CPU cores and a minute for the rest. A second run finds the features.
 """
 
-import argparse
+import os
 import re
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
-from retraining.bottlenecks import (
-    FEATURES,
-    Distortion,
-    GoogleNetwork,
-    KerasNetwork,
-    Network,
-    find_features,
-    progress_bar,
-)
-from retraining.exports import export
-from retraining.results import (
-    Tested,
-    show_confusion,
-    show_curves,
-    show_mistakes,
-    write_projector,
-    wrong_answers,
-)
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from sklearn.metrics import precision_recall_fscore_support
+from rich.progress import track
+from sklearn.model_selection import StratifiedGroupKFold
+from tensorflow.python.framework import convert_to_constants, op_def_registry
 
-from data.images import label_fonts
-from data.photos import (
-    Photo,
-    PhotosError,
-    add_image_dir,
-    find_photos,
-    print_report,
-    print_split,
-    scan,
-    split,
-)
-from models import inception_v3
+from data import photos as folders
+from data.bottlenecks import FEATURES, Bottlenecks, read_text, write_text
+from data.images import decode, label_fonts, orientation
+from data.photos import Photo, PhotosError, read
+from models import classifier, inception_v3
+from utils.figures import curves
 from utils.run import (
     ROOT,
-    CourseParser,
     Run,
     make_parser,
     positive_float,
     positive_int,
     readable,
-    tensorboard_command,
+    sha256,
     written_whole,
 )
-from utils.summary import variable_summaries, write_graph
+from utils.summary import write_graph
 
-MODELS = ROOT / "models" / "pool3"
+BATCH_SIZE = 16  # photos that go through InceptionV3 together
+HIDDEN = 256  # units between the features and the logits
+PATIENCE = 8  # validations without a smaller loss, after which the training stops
 SETS = ("train", "validation", "test")
 
+# %%
+# Flags
+# -----
+# Those of Google's ``retrain.py`` keep their names; each may be written with dashes, too. A few
+# of them do nothing useful any more. They are accepted, and the script says why.
 
-def number_in(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
-    """An argparse type: a number from ``low`` to ``high``."""
+IDLE = {
+    "architecture": "the network is InceptionV3",
+    "validation_batch_size": "all validation photos are scored",
+    "test_batch_size": "all test photos are scored",
+    "random_crop": "slim_train/02_train_image_classifier.py distorts photos anew in each step",
+    "intermediate_output_graphs_dir": "a training of ten seconds needs no intermediate graphs",
+}
+IDLE["random_scale"] = IDLE["random_brightness"] = IDLE["random_crop"]
+IDLE["intermediate_store_frequency"] = IDLE["intermediate_output_graphs_dir"]
+parser = make_parser(__doc__)
 
-    def parse(text: str) -> Any:
-        with suppress(ValueError):
-            if low <= kind(text) <= high:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
 
-    return parse
+def add(name: str, **settings: object) -> None:
+    """A flag by its name with underscores and with dashes."""
+    parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), **settings)
 
 
-def flags() -> CourseParser:
-    """The flags: Google's retrain.py's by their names, with dashes too, and more."""
-    parser = make_parser(__doc__)
-    add_image_dir(parser)
+home, quick = ROOT / "models" / "pool3", ROOT / "models" / "pool3" / "quick"
+file, percent = {"type": Path, "metavar": "PATH"}, {"type": positive_float, "default": 10.0}
+folders.add_image_dir(parser)
+inception_v3.add_weights_flag(parser)
+add("bottleneck_dir", **file, default=ROOT / "data" / "bottlenecks", help="where features are kept")
+add("summaries_dir", **file, help="for TensorBoard (default: the run's folder)")
+add("output_graph", **file, default=home / "output_graph.pb", quick=quick / "output_graph.pb")
+add("output_labels", **file, help="(default: output_labels.txt beside the graph)")
+add("final_tensor_name", default="final_result", help="the graph's output")
+add("model_dir", **file, help="use Google's frozen graph in this folder, not Keras's InceptionV3")
+add("testing_percentage", **percent, help="of the photos")
+add("validation_percentage", **percent, help="of the photos")
+add("how_many_training_steps", type=positive_int, default=1500, quick=200)
+add("learning_rate", type=positive_float, default=0.01, help="of the first step")
+add("train_batch_size", type=positive_int, default=100, help="photos in a step")
+add("eval_step_interval", type=positive_int, default=50, help="steps from validation to validation")
+add("print_misclassified_test_images", action="store_true")
+add("flip_left_right", action="store_true", help="train on the mirrored photos as well")
+for name, reason in IDLE.items():
+    add(name, help=f"does nothing: {reason}")
+add("image_size", type=positive_int, default=299, quick=139, help="pixels that the network sees")
+add("class_weights", choices=("none", "balanced"), default="none", help="balanced: all alike")
+add("splits", type=positive_int, default=10, quick=3, help="splits to measure with, 1 for none")
+add("write_text_bottlenecks", action="store_true", help="as retrain.py wrote them")
+add("keep_near_copies", action="store_true", help="don't keep photos together that look alike")
+run = Run(parser, __file__)
+args = run.args
+for name in IDLE:
+    if getattr(args, name) is not None:
+        print(f"--{name} does nothing: {IDLE[name]}.")
+if not re.fullmatch(r"[A-Za-z0-9.][\w.\\/>-]*", args.final_tensor_name, re.ASCII):
+    parser.error(f"--final_tensor_name: TensorFlow takes no name {args.final_tensor_name!r}")
+if args.model_dir and args.flip_left_right:
+    parser.error("--flip_left_right: Google's graph takes files, which can't be mirrored")
+if args.image_size < 75:
+    parser.error("--image_size: InceptionV3 needs at least 75 pixels")
+labels_path = args.output_labels or args.output_graph.with_name("output_labels.txt")
+model_path = args.output_graph.with_name("output_model.keras")
+keras.utils.set_random_seed(args.seed)
+tf.config.experimental.enable_op_determinism()
+label_fonts()
 
-    def add(name: str, **kwargs: Any) -> None:
-        dashed, lined = name.replace("_", "-"), f"--{name[2:].replace('-', '_')}"
-        parser.add_argument(*dict.fromkeys((dashed, lined)), **kwargs)
+# %%
+# The photos
+# ----------
+# Every file is decoded once, so that nothing fails an hour later. Then each photo goes into one of
+# three sets: to train on, to choose on (validation), and for the test. A hash of its content
+# decides which. So no new name or folder can move a photo from the training to the test, where it
+# would be recognised rather than classified. Photos that look alike stay together.
 
-    folder, file = {"type": Path, "metavar": "DIR"}, {"type": Path, "metavar": "FILE"}
-    percentage = {"type": number_in(0, 100), "metavar": "PERCENT"}
-    add("--bottleneck_dir", **folder, default=ROOT / "data" / "bottlenecks", help="features' cache")
-    add("--summaries_dir", **folder, help="where event files go (default: the run's folder)")
-    add(
-        "--output_graph",
-        **file,
-        default=MODELS / "output_graph.pb",
-        quick=MODELS / "quick" / "output_graph.pb",
-        help="the frozen graph; output_model.keras and output.json go beside it",
+try:
+    for folder in (args.bottleneck_dir, args.output_graph.parent, labels_path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    folder, data = folders.find_photos(args.image_dir, args.quick)
+    scan = folders.scan(folder, cache=args.bottleneck_dir / "scan.json", per_class=args.per_class)
+    folders.print_report(scan)
+    parts = folders.split(
+        scan.photos,
+        args.validation_percentage,
+        args.testing_percentage,
+        memory=args.bottleneck_dir / "split.json",
+        keep_near_copies=args.keep_near_copies,
     )
-    add("--output_labels", **file, help="(default: output_labels.txt beside the graph)")
-    add("--final_tensor_name", default="final_result", metavar="NAME", help="the graph's output")
+except (PhotosError, OSError) as error:
+    parser.error(str(error))
+classes = scan.classes
+folders.print_split(parts, classes)
+photos = [photo for name in SETS for photo in parts[name]]
+labels = np.array([classes.index(photo.label) for photo in photos])  # [n]
+ends = np.cumsum([len(parts[name]) for name in SETS])
+train, validation, test = np.split(np.arange(len(photos)), ends[:-1])  # their places
 
-    add("--network", choices=("keras", "google"), default="keras", help="whose InceptionV3")
-    inception_v3.add_weights_flag(parser)
-    add("--model_dir", **folder, help="with --network google: where its graph is, or its archive")
-    add(
-        "--image_size",
-        type=number_in(75, 1000, int),
-        metavar="PIXELS",
-        help="pixels that Keras's network sees (default: 299; with --quick 139)",
-    )
+# %%
+# The network, up to pool3
+# ------------------------
+# InceptionV3 turns 268,203 numbers (299×299 pixels in three colours) into 2,048, called *pool3*
+# after the layer. Only then does it decide on one of ImageNet's 1,000 classes, by one matrix. The
+# 2,048 features say what is to be seen: textures, petals, eyes, wheels. They do so for classes that
+# ImageNet never had, too. So we train only the matrix anew (J. Donahue et al., *DeCAF*, 2013, arXiv
+# 1310.1531).
+#
+# A pipeline of tf.data reads, decodes and resizes the next photos in threads while the network is
+# busy. A telephone's photo is unpacked at a fraction of its size, then turned upright.
 
-    add("--testing_percentage", **percentage, default=10.0, help="of the photos, for the test")
-    add("--validation_percentage", **percentage, default=10.0, help="of the photos, for choices")
-    add("--strict", action="store_true", help="stop if anything is wrong with the photos")
 
-    add(
-        "--how_many_training_steps",
-        type=positive_int,
-        default=1500,
-        quick=300,
-        metavar="N",
-        help="training steps",
-    )
-    add("--learning_rate", type=positive_float, default=0.01, help="of the first step")
-    add("--schedule", choices=("cosine", "constant"), default="cosine", help="the rate's course")
-    add(
-        "--optimizer",
-        choices=("sgd", "momentum", "adam"),
-        default="momentum",
-        help="sgd is what Google's retrain.py has; adam wants a smaller rate, such as 0.0003",
-    )
-    add(
-        "--head",
-        choices=("linear", "hidden"),
-        default="hidden",
-        help="softmax regression on the features, or on 256 units that are learned from them",
-    )
-    add(
-        "--weight_decay",
-        type=number_in(0, 1),
-        default=0.003,
-        metavar="NUMBER",
-        help="how much large weights cost; 0 in Google's retrain.py",
-    )
-    add(
-        "--class_weights",
-        choices=("none", "balanced"),
-        default="none",
-        help="balanced: a class of few photos counts as much as one of many",
-    )
-    add(
-        "--early_stopping",
-        type=positive_int,
-        metavar="N",
-        help="stop after N steps without a lower validation loss; the best weights are kept anyway",
-    )
-    add("--train_batch_size", type=positive_int, default=100, metavar="N", help="photos in a step")
-    batch = {"type": number_in(-1, 10**9, int), "default": -1, "metavar": "N"}
-    add("--validation_batch_size", **batch, help="photos to validate with, -1 for all")
-    add("--test_batch_size", **batch, help="photos to test with, -1 for all")
-    every = {"type": positive_int, "default": 10, "metavar": "N"}
-    add("--eval_step_interval", **every, help="steps between validations")
-    add("--print_misclassified_test_images", action="store_true", help="list them")
+def images_of(photos: Sequence[Photo], mirrored: bool = False) -> tf.data.Dataset:
+    """Photos as the network wants them, in batches float32 [b, size, size, 3] in [-1, 1]."""
 
-    add("--flip_left_right", action="store_true", help="distorted copies: mirror half of them")
-    add("--random_crop", **percentage, default=0.0, help="distorted copies: margin cut off")
-    add("--random_scale", **percentage, default=0.0, help="distorted copies: enlarged by up to")
-    add("--random_brightness", **percentage, default=0.0, help="distorted copies: ± brightness")
-    copies = {"type": positive_int, "default": 4, "metavar": "N"}
-    add("--distorted_copies", **copies, help="copies of each training photo, if distorted")
-    return parser
+    def files() -> Iterator[tuple[bytes, int]]:
+        for photo in photos:
+            content = read(photo, turned=True)
+            yield content, orientation(content)
+
+    def prepare(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+        pixels = decode(content, orientation, shorter=args.image_size)
+        image = inception_v3.resize(pixels, args.image_size)
+        return inception_v3.scale(image[:, ::-1] if mirrored else image)
+
+    signature = tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)
+    dataset = tf.data.Dataset.from_generator(files, output_signature=signature)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # it only delays the end
+    images = dataset.map(prepare, num_parallel_calls=os.cpu_count()).batch(BATCH_SIZE)
+    return images.prefetch(2).with_options(options)
+
+
+# %%
+# Without trained weights the filters are random. Then the batch normalisation at least has to fit:
+# it learns each layer's mean and variance from training photos, in one pass. Random filters tell
+# simple shapes apart well above chance. They show what training adds.
+#
+# ``--model_dir`` takes the network as Google froze it in 2015, in TensorFlow 1's way: a session, a
+# name to feed and a name to fetch. It decodes a file by itself, one at a time.
+
+if args.model_dir:
+    contents, pool3 = "DecodeJpeg/contents", "pool_3/_reshape"
+    path = args.model_dir.expanduser() / inception_v3.GRAPH_DEF
+    google = inception_v3.read_frozen(path, (contents, pool3), "--model_dir")
+    session = tf.compat.v1.Session(graph=google)
+    key, source, untrained = f"google-{sha256(path)[:12]}", f"Google's {path.name}", False
+else:
+    weights = inception_v3.find_weights(args.weights, False, args.quick, args.seed)
+    key, source = f"{weights.key}-{args.image_size}", weights.source
+    if untrained := weights.stand_in:
+        some = np.random.default_rng(args.seed).permutation(train)[:320]
+        some = some[: max(BATCH_SIZE, len(some) // BATCH_SIZE * BATCH_SIZE)]  # whole batches
+        key += f"-{np.bitwise_xor.reduce([int(photos[i].digest[:8], 16) for i in some]):08x}"
+        source = "random filters, calibrated on the photos"
+    calibrate = images_of([photos[i] for i in some]) if untrained else None
+    network = inception_v3.backbone(weights, args.image_size, calibrate)
+    apply = tf.function(lambda images: network(images, training=False), reduce_retracing=True)
+
+
+def features_of(photos: Sequence[Photo], mirrored: bool) -> Iterator[np.ndarray]:
+    """The features of photos, in batches float32 [b, 2048]."""
+    if args.model_dir:
+        for photo in photos:
+            yield session.run(f"{pool3}:0", {f"{contents}:0": read(photo)})
+    else:
+        for images in images_of(photos, mirrored):
+            yield apply(images).numpy()
 
 
 # %%
 # Bottlenecks
 # -----------
-# InceptionV3 turns 268,203 numbers (299×299 pixels in three colours) into 2,048, called *pool3*
-# after the layer, and only then decides on one of ImageNet's 1,000 classes, by one matrix. The
-# 2,048 say what is to be seen: textures, petals, eyes, wheels. They say it for classes that
-# ImageNet never had, too. So only the matrix is trained anew (J. Donahue et al., *DeCAF: a deep
-# convolutional activation feature for generic visual recognition*, 2013, arXiv 1310.1531).
-#
-# All that comes before stays as it is, so each photo needs to go through it only once. What comes
-# out, its *bottleneck*, is kept. ``retraining/bottlenecks.py`` computes and keeps them.
+# The network stays as it is, so each photo has to go through it only once. What comes out, its
+# *bottleneck*, is kept. ``retrain.py`` wrote a text file for each. Such files are read here, too,
+# if they are of this network: the first of them is computed again and compared.
+
+
+def bottlenecks_of(photos: Sequence[Photo], mirrored: bool = False) -> np.ndarray:
+    """The features of photos, float32 [n, 2048], kept ones or new ones."""
+    kept = Bottlenecks(args.bottleneck_dir, key + "-mirrored" * mirrored)
+    missing = [photo for photo in photos if photo.digest not in kept.rows]
+    texts = {} if mirrored else {p: read_text(args.bottleneck_dir, p) for p in missing}
+    if texts := {photo: row for photo, row in texts.items() if row is not None}:
+        first, *_ = texts
+        if np.corrcoef(texts[first], next(features_of([first], False))[0])[0, 1] > 0.99:
+            kept.add([*texts], np.stack([*texts.values()]))
+            missing = [photo for photo in missing if photo not in texts]
+            print(f"{len(texts):,} bottlenecks from text files")
+        else:
+            print(f"{len(texts):,} text files are of another network: not used")
+    done = 0
+    try:
+        steps = -(-len(missing) // (1 if args.model_dir else BATCH_SIZE))
+        for rows in track(features_of(missing, mirrored), "Features", steps, disable=not missing):
+            kept.add(missing[done : done + len(rows)], rows)
+            done += len(rows)
+        kept.save()
+    except (tf.errors.OpError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f"Stopped at {missing[done].path} or soon after: {reason}") from None
+    finally:  # also after Ctrl-C: the next run goes on from here
+        with suppress(OSError):
+            kept.save()
+    print(f"Bottlenecks: {len(photos) - len(missing):,} were there, {done:,} computed")
+    return np.stack([kept.rows[photo.digest] for photo in photos])
+
+
+features = bottlenecks_of(photos)  # [n, 2048]
+if args.write_text_bottlenecks:
+    for photo, row in zip(photos, features, strict=True):
+        write_text(args.bottleneck_dir, photo, row)
+mirrored = bottlenecks_of(photos, mirrored=True) if args.flip_left_right else None
+if untrained:  # all photos have nearly the same features: only the differences tell something
+    spread = 3 * features[train].std(axis=0) + 1e-6
+    centre = keras.layers.Normalization(mean=features[train].mean(axis=0), variance=spread**2)
+    features = centre(features).numpy()
+    mirrored = centre(mirrored).numpy() if args.flip_left_right else None
 
 # %%
 # Softmax regression, and its gradient by hand
 # --------------------------------------------
-# The new head has a weight for each feature and class, W [2048, classes], and a bias b [classes].
-# For features x it gives the probabilities
+# The smallest head has a weight for each feature and class, W [2048, classes], and a bias b. For
+# features x it gives the probabilities :math:`p = \operatorname{softmax}(x W + b)`. The loss of n
+# photos is the mean cross-entropy :math:`L = -\frac{1}{n} \sum_i \ln p_{i, y_i}`. The derivatives
+# of logarithm and softmax cancel each other but for a difference. With all x as rows of X, and the
+# true classes y as rows of zeros with one 1:
 #
-# .. math:: p = \operatorname{softmax}(x W + b), \qquad p_k = \frac{e^{z_k}}{\sum_j e^{z_j}}
+# .. math:: \frac{\partial L}{\partial W} = \frac{1}{n} X^\top (p - y),
+#           \qquad \frac{\partial L}{\partial b} = \frac{1}{n} \sum_i (p_i - y_i)
 #
-# and the loss of n photos, whose true classes are y (one-hot), is the mean cross-entropy plus what
-# large weights cost:
-#
-# .. math:: L = -\frac{1}{n} \sum_i w_i \ln p_{i, y_i} + \frac{\lambda}{2} \sum W^2
-#
-# The photo's weight :math:`w_i` is 1, or with ``--class_weights balanced`` such that each class
-# has the same sum. The gradient is short, since the softmax's derivative and the logarithm's
-# cancel all but a difference. X, all the x, is [n, 2048]:
-#
-# .. math:: \frac{\partial L}{\partial W} = \frac{1}{n} X^\top \big(w (p - y)\big) + \lambda W,
-#           \qquad \frac{\partial L}{\partial b} = \frac{1}{n} \sum_i w_i (p_i - y_i)
-#
-# Each run compares this with what ``tf.GradientTape`` finds, and says so.
+# This is all that ``retrain.py`` trained: plain gradient descent on batches of 100.
 
+W, b = np.zeros((FEATURES, len(classes)), np.float32), np.zeros(len(classes), np.float32)
+one_hot = np.eye(len(classes), dtype=np.float32)[labels]  # [n, classes]
+dice = np.random.default_rng(args.seed)
+for _ in range(args.how_many_training_steps):
+    batch = dice.choice(train, args.train_batch_size)
+    x, y = features[batch], one_hot[batch]
+    powers = np.exp(x @ W + b - (x @ W + b).max(axis=1, keepdims=True))
+    p = powers / powers.sum(axis=1, keepdims=True)  # [100, classes]
+    dW, db = x.T @ (p - y) / len(x), (p - y).mean(axis=0)
+    W, b = W - args.learning_rate * dW, b - args.learning_rate * db
 
-def gradient_by_hand(
-    features: np.ndarray,
-    labels: np.ndarray,
-    weights: np.ndarray,
-    kernel: np.ndarray,
-    bias: np.ndarray,
-    decay: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient of the loss for features [n, f], labels int [n] and weights [n] of the photos,
-    in 64 bits: by the kernel [f, classes], and by the bias [classes]."""
-    features, kernel = features.astype(np.float64), kernel.astype(np.float64)
-    z = features @ kernel + bias
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    error = weights[:, np.newaxis] * (p - np.eye(len(bias))[labels]) / len(labels)  # [n, classes]
-    return features.T @ error + decay * kernel, error.sum(axis=0)
-
+kernel, bias = tf.Variable(W + args.learning_rate * dW), tf.Variable(b + args.learning_rate * db)
+with tf.GradientTape() as tape:
+    loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(y, x @ kernel + bias))
+assert np.allclose(dW, tape.gradient(loss, kernel), atol=1e-5)  # TensorFlow finds the same
+by_hand = ((features[validation] @ W + b).argmax(axis=1) == labels[validation]).mean()
+print(f"Softmax regression by hand: {by_hand:.1%} of the validation photos right")
 
 # %%
-# What keeps a head from learning by heart
-# ----------------------------------------
-# 2,048 features are many. With 3,000 photos even softmax regression gets all of its training
-# photos right, and new ones no better for it. So large weights cost (``--weight_decay``); the
-# weights that are kept are those of the lowest *validation* loss, not the last ones; and the
-# learning rate falls to zero along a cosine, so that the last steps smooth what the first ones
-# jumped between.
+# A better head
+# -------------
+# 2,048 features of a few hundred photos are easily learned by heart. Three things help. A layer of
+# 256 units bends the borders between the classes, with half of the units switched off at random in
+# each step (dropout: G. Hinton et al., 2012, arXiv 1207.0580). The learning rate falls to zero
+# along a cosine. And the weights of the smallest *validation* loss are kept, not the last ones.
 #
-# ``--head hidden``, the default, puts 256 units before the softmax regression, which can bend the
-# borders between the classes. Half of them are switched off at random in each step, so that none
-# relies on another (dropout: G. Hinton et al., 2012, arXiv 1207.0580). ``--head linear`` has the
-# softmax regression alone. Mean test accuracy on the features of all flower_photos, five splits
-# with two trainings each (``benchmarks/pool3_head.py --splits 5 --seeds 2``):
-#
-# ======================================================================  ========
-# ``--head hidden``, the default                                          92.0 %
-# ``--head linear``                                                       91.5 %
-# Google's way: ``--head linear --optimizer sgd --schedule constant``     91.1 %
-# ``--weight_decay 0 --how_many_training_steps 4000``
-# scikit-learn's ridge classifier, alpha chosen on validation             92.0 %
-# ======================================================================  ========
-#
-# The default was chosen with these figures in view. On ten other splits it gives 91.5 %, the linear
-# head 91.1 %, Google's way 91.1 %, ridge 91.2 %, each give or take 0.4.
+# Where classes differ in size, ``--class_weights balanced`` gives each photo a weight, so that all
+# classes have the same sum. The validation loss, which chooses the step, is weighted alike.
 
 
-def build_head(kind: str, classes: int, seed: int) -> keras.Sequential:
-    """Features [b, 2048] to logits [b, classes]: ``linear``, begun as in retrain.py, or with a
-    ``hidden`` layer before."""
-    start = keras.initializers.TruncatedNormal(stddev=0.001, seed=seed)
-    last = keras.layers.Dense(classes, kernel_initializer=start, name="final_training_ops")
-    first = []
-    if kind == "hidden":
-        he = keras.initializers.HeNormal(seed=seed + 1)
-        first = [keras.layers.Dense(256, "relu", kernel_initializer=he, name="hidden")]
-        first += [keras.layers.Dropout(0.5, seed=seed + 2, name="dropout")]
-    return keras.Sequential([keras.Input((FEATURES,), name="pool3"), *first, last], name="head")
-
-
-def build_optimizer(args: argparse.Namespace) -> keras.optimizers.Optimizer:
-    """The optimizer and its learning rate's course, as the flags say."""
-    rate = args.learning_rate
-    if args.schedule == "cosine":
-        steps = args.how_many_training_steps
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
-    if args.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
-    return keras.optimizers.SGD(rate, momentum=0.9 if args.optimizer == "momentum" else 0.0)
-
-
-class Examples(NamedTuple):
-    """Photos in features: float32 [n, 2048], their classes int32 [n], and weights float32 [n]."""
-
-    features: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-
-
-def weigh(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarray:
-    """The photos' weights, float32 [n], of mean 1: all the same, or the same sum in each class."""
-    counts = np.bincount(labels, minlength=classes)
-    weights = len(labels) / classes / counts[labels] if balanced else np.ones(len(labels))
-    return weights.astype(np.float32)
-
-
-def choose(step: int, count: int, batch: int, seed: int) -> np.ndarray:
-    """The photos of a step: ``batch`` places among ``count``. Epoch after epoch each photo comes
-    once, in a new order."""
-    places = np.arange(step * batch, (step + 1) * batch)
-    epochs, places = np.divmod(places, count)
-    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in {*epochs}}
-    return np.array([orders[e][p] for e, p in zip(epochs, places, strict=True)], np.int32)
-
-
-def loss_of(
-    head: keras.Model, examples: Sequence[tf.Tensor], decay: float, training: bool = False
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The loss with what large weights cost, the cross-entropy alone, and the share right."""
-    features, labels, weights = examples
-    logits = head(features, training=training)
-    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    entropy = tf.reduce_mean(weights * entropy)
-    kernels = [v for v in head.trainable_variables if len(v.shape) == 2]
-    cost = decay / 2 * tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
-    right = tf.reduce_mean(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float32))
-    return entropy + cost, entropy, right
-
-
-def make_steps(
-    head: keras.Model, optimizer: keras.optimizers.Optimizer, train: Examples, decay: float
-) -> Any:
-    """A function that does several steps, on the photos at ``rows`` int32 [steps, batch], and
-    returns cross-entropy and share right, means over them, taken before each step."""
-    everything = [tf.constant(part) for part in train]
-
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)])
-    def steps(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        count = tf.shape(rows)[0]
-        entropies, rights = 0.0, 0.0
-        for number in tf.range(count):
-            batch = [tf.gather(part, rows[number]) for part in everything]
-            with tf.GradientTape() as tape:
-                loss, entropy, right = loss_of(head, batch, decay, training=True)
-            variables = head.trainable_variables
-            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-            entropies, rights = entropies + entropy, rights + right
-        return entropies / tf.cast(count, tf.float32), rights / tf.cast(count, tf.float32)
-
-    return steps
-
-
-def check_gradient(head: keras.Model, train: Examples, decay: float) -> float:
-    """The largest difference between the formula's gradient and the tape's, of the last layer."""
-    features, labels, weights = (part[:100] for part in train)
-    with tf.GradientTape() as tape:
-        loss, _, _ = loss_of(head, [tf.constant(p) for p in (features, labels, weights)], decay)
-    last = head.layers[-1]
-    taped = tape.gradient(loss, last.trainable_variables)
-    for layer in head.layers[:-1]:
-        features = layer(features)
-    by_hand = gradient_by_hand(np.array(features), labels, weights, *last.get_weights(), decay)
-    return max(np.abs(a - b.numpy()).max() for a, b in zip(by_hand, taped, strict=True))
-
-
-# %%
-# The training
-# ------------
-# After every ``--eval_step_interval`` steps the validation photos are scored, all of them, with
-# the weights as they stand. retrain.py took 100 of them at random each time, so its curve shook by
-# some 3 points up and down, whatever the training did.
-
-SUMMARY_EVERY = 10  # validations
-
-
-class Training:
-    """The training of a head, as ``run.args`` say.
-
-    Attributes:
-        head: with the best weights once ``run_steps`` is done.
-        done: steps so far.
-        best_step: the step with the lowest validation loss.
-        seconds: spent in training and validating.
-        history: what was found, a row for each validation.
-    """
-
-    def __init__(self, run: Run, examples: Mapping[str, Examples], classes: int) -> None:
-        args = run.args
-        self.args = args
-        self.train, self.validation = examples["train"], examples["validation"]
-        self.head = build_head(args.head, classes, args.seed)
-        self.optimizer = build_optimizer(args)
-        self.optimizer.build(self.head.trainable_variables)
-        self.steps = make_steps(self.head, self.optimizer, self.train, args.weight_decay)
-        self.done, self.best_step, self.best_loss, self.seconds = 0, 0, np.inf, 0.0
-        self.best = self.head.get_weights()
-        self.history: list[dict[str, float]] = []
-        self.writers = {
-            name: tf.summary.create_file_writer(run.log_dir(name))
-            for name in ("train", "validation")
-        }
-
-    @property
-    def over(self) -> bool:
-        """Whether all steps are done, or enough without a better validation."""
-        patience = self.args.early_stopping
-        late = bool(patience) and self.done - self.best_step >= patience
-        return late or self.done >= self.args.how_many_training_steps
-
-    def run_steps(self) -> None:
-        """Train until it is over; then the head gets its best weights."""
-        args, count = self.args, len(self.train.labels)
-        with progress_bar("training", "steps") as progress:
-            bar = progress.add_task("", total=args.how_many_training_steps, note="")
-            while not self.over:
-                started, first = time.perf_counter(), self.done
-                self.done = min(first + args.eval_step_interval, args.how_many_training_steps)
-                rows = [
-                    choose(step, count, args.train_batch_size, args.seed)
-                    for step in range(first, self.done)
-                ]
-                entropy, right = self.steps(np.stack(rows))
-                self.validate(float(entropy), float(right))
-                self.seconds += time.perf_counter() - started
-                note = f"validation {self.history[-1]['validation_accuracy']:.1%}"
-                progress.update(bar, completed=self.done, note=note)
-        self.head.set_weights(self.best)
-
-    def validate(self, entropy: float, right: float) -> None:
-        """Score the head on the validation photos, write it down, keep the best weights."""
-        step = self.done
-        _, loss, accuracy = map(float, loss_of(self.head, self.validation, 0.0))
-        scores = {
-            "train": {"cross_entropy": entropy, "accuracy": right},
-            "validation": {"cross_entropy": loss, "accuracy": accuracy},
-        }
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.best = loss, step, self.head.get_weights()
-        row = {
-            f"{s}_{name}": value for s, values in scores.items() for name, value in values.items()
-        }
-        self.history.append({"step": step} | row)
-        for name, writer in self.writers.items():
-            with writer.as_default(step=step):
-                for tag, value in scores[name].items():
-                    tf.summary.scalar(tag, value)
-                if name == "train" and len(self.history) % SUMMARY_EVERY == 1:
-                    self.summarise(step)
-
-    def summarise(self, step: int) -> None:
-        """The head's variables and what it says, for the Histograms tab."""
-        for layer in self.head.layers:
-            for name, value in zip(("weights", "biases"), layer.trainable_variables, strict=False):
-                variable_summaries(f"{layer.name}/{name}", value.value, step)
-        logits = self.head(self.validation.features)
-        variable_summaries("final_training_ops/Wx_plus_b", logits, step)
-        tf.summary.histogram("final_result", tf.nn.softmax(logits), step)
-
-
-# %%
-# The test
-# --------
-# The test photos had no part in anything: not in the weights, not in the choice of the best step.
-# They are scored once, all of them. ``--test_batch_size 100``, as in old instructions, scores 100
-# photos drawn from them, and another draw would give another number, easily 3 points away.
-#
-# Even the whole test set is a sample. Of some 360 photos 91 % right means that the true share is
-# somewhere between 88 and 94 % (Wilson's interval, 95 %), so half a point between two settings
-# means nothing.
-#
-# One number hides which class suffers. Of the photos said to be roses, how many are (precision)?
-# Of the roses, how many were found (recall)? F1 is the harmonic mean of the two.
-
-
-def some_of(photos: Sequence[Photo], count: int, seed: int) -> list[Photo]:
-    """``count`` photos drawn from ``photos``, -1 for all."""
-    if count in (-1, 0) or count >= len(photos):
-        return list(photos)
-    places = np.random.default_rng(seed).choice(len(photos), count, replace=False)
-    return [photos[place] for place in sorted(places)]
-
-
-def print_test(tested: Tested, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The accuracy, and a table of the classes, which is returned."""
-    columns = precision_recall_fscore_support(
-        tested.labels, tested.answers, labels=range(len(classes)), zero_division=0.0
-    )
-    names = ("precision", "recall", "f1", "photos")
-    found = {
-        label: dict(zip(names, map(float, row), strict=True))
-        for label, row in zip(classes, zip(*columns, strict=True), strict=True)
-    }
-    table = Table("class", "photos", "precision", "recall", "F1", title="The test, by class")
-    for label, row in found.items():
-        shares = (f"{row[name]:.1%}" for name in names[:3])
-        table.add_row(escape(label), f"{row['photos']:,.0f}", *shares)
-    Console().print(table)
-    right, (low, high) = int((tested.answers == tested.labels).sum()), tested.interval
-    print(
-        f"{right:,} of {len(tested.labels):,} test photos right: {right / len(tested.labels):.1%}, "
-        f"95 % interval {low:.1%} to {high:.1%}"
-    )
-    return found
-
-
-# %%
-# All together
-# ------------
-
-
-class RetrainRun(Run):
-    """A run whose event files go to ``--summaries_dir``, if it is given; others there stay."""
-
-    def log_dir(self, name: str = "") -> str:
-        """See ``Run``."""
-        if self.args.summaries_dir is None:
-            return super().log_dir(name)
-        folder = self.args.summaries_dir / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder)
-
-
-def check_flags(parser: CourseParser, args: argparse.Namespace) -> None:
-    """Refuse what can't be done, before any work; complete the paths."""
-    if not re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*", args.final_tensor_name):
-        parser.error(f"--final_tensor_name: TensorFlow takes no name {args.final_tensor_name!r}")
-    if min(args.testing_percentage, args.validation_percentage) == 0:
-        parser.error(
-            "--testing_percentage and --validation_percentage can't be 0: without photos "
-            "that had no part in the training nobody knows what it is worth"
-        )
-    if 0 in (args.validation_batch_size, args.test_batch_size):
-        parser.error("--validation_batch_size and --test_batch_size: -1 for all photos, or from 1")
-    if args.network == "google" and args.weights != "imagenet":
-        parser.error("--weights is for --network keras: Google's graph has its own")
-    if args.network == "google" and args.image_size:
-        parser.error("--image_size is for --network keras: Google's graph takes 299 pixels")
-    if args.network == "keras" and args.model_dir:
-        parser.error("--model_dir is for --network google; a file of Keras's weights: --weights")
-    for name in ("bottleneck_dir", "output_graph", "output_labels", "summaries_dir"):
-        if path := getattr(args, name):
-            setattr(args, name, path.expanduser().resolve())
-    args.output_labels = args.output_labels or args.output_graph.with_name("output_labels.txt")
-    names = ("output_model.keras", "output.json", args.output_graph.name)
-    if args.output_labels.name in names and args.output_labels.parent == args.output_graph.parent:
-        parser.error(f"--output_labels: {args.output_labels.name} is the name of another file")
-    if args.output_graph.name in names[:2]:
-        parser.error(f"--output_graph: {args.output_graph.name} is the name of another file")
-    folders = {"--bottleneck_dir": args.bottleneck_dir, "--summaries_dir": args.summaries_dir}
-    folders |= {"--output_graph": args.output_graph.parent}
-    folders |= {"--output_labels": args.output_labels.parent}
-    for name, folder in folders.items():
-        try:
-            if folder:
-                folder.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            parser.error(f"{name}: can't write into the folder {folder} ({error.strerror})")
-
-
-def find_network(args: argparse.Namespace) -> tuple[KerasNetwork | GoogleNetwork, str]:
-    """The network that the flags ask for, and what its weights are, in words."""
-    if args.network == "keras":
-        weights = inception_v3.find_weights(args.weights, False, args.quick, args.seed)
-        size = args.image_size or (139 if args.quick else 299)
-        if next(args.bottleneck_dir.glob("*/*.txt"), None):
-            print(
-                "The text files in the bottleneck folder are of Google's network, so they are not "
-                "used here: --network google reads them"
-            )
-        return KerasNetwork(weights, size), weights.source
-    path = args.model_dir and args.model_dir.expanduser() / inception_v3.GRAPH_DEF
-    if path and not path.is_file():
-        archive = path.with_name(inception_v3.ARCHIVE)
-        if not archive.is_file():
-            raise SystemExit(f"--model_dir: there is neither {path} nor {archive.name} beside it")
-        path = inception_v3.unpack(archive, inception_v3.GRAPH_DEF)
-    path = inception_v3.find_graph_def(path, download=not args.quick)
-    return GoogleNetwork(path), f"Google's frozen graph, {path or 'not at hand'}"
-
-
-def distortions(args: argparse.Namespace) -> list[Distortion]:
-    """The copies that the flags ask for: none unless one of the distortions is switched on."""
-    chosen = (args.flip_left_right, args.random_crop, args.random_scale, args.random_brightness)
-    copies = range(1, args.distorted_copies + 1) if any(chosen) else ()
-    return [Distortion(*chosen, args.seed, copy) for copy in copies]
-
-
-def prepare(
-    args: argparse.Namespace, network: Network, parts: Mapping[str, list[Photo]], classes: list[str]
-) -> dict[str, Examples]:
-    """The features of each set, from cache, text files or the network."""
-    folder, google = args.bottleneck_dir, isinstance(network, GoogleNetwork)
-    photos = [photo for name in SETS for photo in parts[name]]
-    features = find_features(folder, network, photos, texts=google)
-    places, found, start = {label: i for i, label in enumerate(classes)}, {}, 0
-    for name in SETS:
-        rows = features[start : start + len(parts[name])]
-        labels = np.array([places[photo.label] for photo in parts[name]], np.int32)
-        found[name] = Examples(rows, labels, np.ones(len(labels), np.float32))
-        start += len(rows)
-    rows, labels, _ = found["train"]
-    copies = [find_features(folder, network, parts["train"], d) for d in distortions(args)]
-    labels = np.tile(labels, 1 + len(copies))
-    weights = weigh(labels, len(classes), args.class_weights == "balanced")
-    return found | {"train": Examples(np.concatenate([rows, *copies]), labels, weights)}
-
-
-def main() -> None:
-    parser = flags()
-    run = RetrainRun(parser, __file__)
-    check_flags(parser, run.args)
-    try:
-        retrain(run)
-    except PhotosError as error:
-        parser.error(str(error))
-    except OSError as error:
-        raise SystemExit(
-            f"Stopped: {error}\nWhat was written before is whole, features too. Once this is "
-            "mended, the same command finds them."
-        ) from None
-
-
-def retrain(run: RetrainRun) -> None:
-    """Everything, from the photos to the files. Raises PhotosError, OSError and SystemExit."""
-    args = run.args
-    label_fonts()
+def train_head(train: np.ndarray, validation: np.ndarray, *callbacks: object) -> tuple:
+    """A head, features [b, 2048] to logits [b, classes], trained on the photos at the places
+    ``train``; the history of its training; and the number of the validation that was kept."""
     keras.utils.set_random_seed(args.seed)
-    tf.config.experimental.enable_op_determinism()
-    folder, data = find_photos(args.image_dir, args.quick)
-    looked = scan(folder, cache=args.bottleneck_dir / "scan.json", per_class=args.per_class)
-    print_report(looked)
-    if args.strict and (looked.faults or looked.warnings):
-        raise SystemExit("--strict: stopped, since the photos are not all as they should be")
-    percentages = args.validation_percentage, args.testing_percentage
-    parts = split(looked.photos, *percentages, memory=args.bottleneck_dir / "split.json")
-    print_split(parts, looked.classes)
-    for name, count in (("validation", args.validation_batch_size), ("test", args.test_batch_size)):
-        parts[name] = some_of(parts[name], count, args.seed)
-    classes = looked.classes
-    network, source = find_network(args)
-    examples = prepare(args, network, parts, classes)
-    ready = time.perf_counter() - run.started
-    print(f"Ready to train after {ready:.1f} s")
-
-    training = Training(run, examples, len(classes))
-    gap = check_gradient(training.head, training.train, args.weight_decay)
-    print(f"The formula's gradient differs from the tape's by at most {gap:.1e}")
-    training.run_steps()
-    test = examples["test"]
-    scores = tf.nn.softmax(training.head(test.features)).numpy()
-    tested = Tested(parts["test"], test.labels, scores)
-    best = next(row for row in training.history if row["step"] == training.best_step)
-    print(f"Kept: the weights of step {best['step']:,}, the lowest validation loss")
-
-    table = print_test(tested, classes)
-    wrong = wrong_answers(tested)
-    if args.print_misclassified_test_images:
-        print("Misclassified test photos, the surest mistakes first:")
-        for place in wrong:
-            answer, score = classes[tested.answers[place]], tested.scores[place].max()
-            print(f"  {tested.photos[place].path}: taken for {answer} ({score:.1%})")
-    run.save_figure(show_curves(training.history, best["step"]), "curves")
-    run.save_figure(show_confusion(tested, classes), "confusion")
-    if wrong:
-        run.save_figure(show_mistakes(tested, classes), "mistakes")
-    photos = [photo for name in SETS for photo in parts[name]]
-    names = [name for name in SETS for _ in parts[name]]
-    plain = [examples[name].features[: len(parts[name])] for name in SETS]
-    place = Path(run.log_dir("projector")) if args.summaries_dir else run.path("projector")
-    write_projector(place, photos, names, np.concatenate(plain))
-
-    accuracy = float((tested.answers == tested.labels).mean())
-    facts = {
-        "final_tensor_name": args.final_tensor_name,
-        "test_accuracy": accuracy,
-        "test_interval": tested.interval,
-        "test_photos": len(tested.labels),
-        "weights": source,
-        "data": data,
-        "image_dir": str(folder),
-        **{
-            name: run.arguments[name]
-            for name in ("per_class", "validation_percentage", "testing_percentage", "network")
-        },
-        "image_size": getattr(network, "size", 299),
-        "settings": run.arguments,
-    }
-    gap = None
-    if isinstance(network, GoogleNetwork) and network.path is None:
-        print(
-            "No output_graph.pb and no Keras model: Google's graph, to which the head belongs, is "
-            "not at hand"
-        )
-        spec = tf.TensorSpec([None, FEATURES], tf.float32)
-        function = tf.function(training.head).get_concrete_function(spec)
-    else:
-        gap, function = export(args, network, training.head, classes, tested, facts)
-        print(f"Trained: {readable(args.output_graph)}, {readable(args.output_labels)}")
-    write_graph(run.log_dir("graph"), function)
-    with written_whole(run.path("head.npz")) as temporary:
-        values = {v.path: v.numpy() for v in training.head.trainable_variables}
-        np.savez(temporary, labels=np.array(classes), **values)
-    if isinstance(network, KerasNetwork):
-        inception_v3.warn_unpublished(network.weights)
-    if args.summaries_dir:
-        print(f"Event files: {tensorboard_command(args.summaries_dir)}")
-    run.finish(
-        {
-            "test_accuracy": accuracy,
-            "validation_accuracy": best["validation_accuracy"],
-            "test_macro_f1": float(np.mean([row["f1"] for row in table.values()])),
-        },
-        data=data,
-        train_seconds=round(training.seconds, 3),
-        parameters=training.head.count_params(),
-        weights=source,
-        test_interval=tested.interval,
-        test_photos=len(tested.labels),
-        classes=table,
-        photos={name: len(some) for name, some in parts.items()},
-        ready_seconds=round(ready, 3),
-        best_step=best["step"],
-        largest_difference=gap,
-        history=training.history,
+    head = keras.Sequential(
+        [
+            keras.Input((FEATURES,), name="pool3"),
+            keras.layers.Dense(HIDDEN, "relu", kernel_initializer="he_normal", name="hidden"),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(len(classes), kernel_initializer="zeros", name="logits"),
+        ]
     )
+    steps, interval = args.how_many_training_steps, args.eval_step_interval
+    rate = keras.optimizers.schedules.CosineDecay(args.learning_rate, steps)
+    head.compile(
+        keras.optimizers.SGD(rate, momentum=0.9, weight_decay=0.003),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=["accuracy"],
+    )
+    weights = np.ones(len(labels), np.float32)
+    if args.class_weights == "balanced":
+        counts = np.bincount(labels[train], minlength=len(classes))
+        weights = (len(train) / len(classes) / counts)[labels].astype(np.float32)
+    rows, places = features[train], train
+    if mirrored is not None:
+        rows, places = np.concatenate([rows, mirrored[train]]), np.concatenate([train, train])
+    examples = tf.data.Dataset.from_tensor_slices((rows, labels[places], weights[places]))
+    stop = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
+    history = head.fit(
+        examples.shuffle(len(rows), args.seed).repeat().batch(args.train_batch_size).prefetch(2),
+        steps_per_epoch=min(interval, steps),
+        epochs=max(1, steps // interval),
+        validation_data=tf.data.Dataset.from_tensors(
+            (features[validation], labels[validation], weights[validation])
+        ),
+        callbacks=[stop, *callbacks],
+        shuffle=False,  # by Keras: the pipeline does it
+        verbose=0,
+    ).history
+    return head, history, stop.best_epoch
 
 
-if __name__ == "__main__":
-    main()
+def log_dir(name: str = "") -> str:
+    """Where TensorBoard finds the run ``name``."""
+    return str(args.summaries_dir / name) if args.summaries_dir else run.log_dir(name)
+
+
+board = keras.callbacks.TensorBoard(log_dir(), histogram_freq=1, write_graph=False)
+head, history, best = train_head(train, validation, board)
+steps = (np.arange(len(history["loss"])) + 1) * args.eval_step_interval
+panels = {
+    "Cross-entropy": {"training": history["loss"], "validation": history["val_loss"]},
+    "Accuracy": {"training": history["accuracy"], "validation": history["val_accuracy"]},
+}
+figure = curves(panels, xlabel="step", x=steps)
+for axes in figure.axes:
+    axes.axvline(steps[best], color="grey", linestyle=":")  # the weights that are kept
+run.save_figure(figure, "curves")
+
+# %%
+# The test, and how much luck is in it
+# ------------------------------------
+# The test photos had no part in anything: not in the weights, not in the choice of the step. They
+# are scored once, all of them. Still, 52 test photos are a small sample, and another split might
+# give five points more or less. Training the head takes seconds. So we do it for ten splits: each
+# photo is in the test of one of them, photos that look alike in the same one. The mean is what this
+# way of training is worth. The spread between the splits is the luck in any one of them. Ten seeds
+# on *one* split would tell neither, as all of them have the same test photos.
+
+scores = tf.nn.softmax(head(features)).numpy()  # [n, classes]
+tested = classifier.print_test(labels[test], scores[test], classes)
+
+accuracies = []  # of the splits
+count = min(args.splits, np.bincount(labels).min())
+if count > 2 and not any(photo.part for photo in photos):  # they lie in folders of sets
+    together = folders.groups_of(photos, count, args.keep_near_copies)  # photos that look alike
+    groups = [together[photo] for photo in photos]
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=args.seed)
+    tests = [places for _, places in folds.split(features, labels, groups)]
+    for k in track(range(count), "Splits"):
+        kept_back = k, (k - 1) % count  # to test, and to choose the step
+        rest = np.concatenate([tests[i] for i in range(count) if i not in kept_back])
+        fold_head, *_ = train_head(rest, tests[k - 1])
+        answers = fold_head(features[tests[k]]).numpy().argmax(axis=1)
+        accuracies.append((answers == labels[tests[k]]).mean())
+    spread = np.std(accuracies, ddof=1)
+    print(f"{count} splits: {np.mean(accuracies):.1%} right, ± {spread:.1%} from split to split")
+
+answers = scores[test].argmax(axis=1)
+run.save_figure(classifier.draw_confusion(labels[test], answers, classes), "confusion")
+wrong = test[np.argsort(-scores[test].max(axis=1))]
+wrong = [i for i in wrong if scores[i].argmax() != labels[i]]  # the surest mistakes first
+said = [f"{photos[i].label}: taken for {classes[scores[i].argmax()]}" for i in wrong]
+if args.print_misclassified_test_images:
+    print(*(f"{photos[i].path} {text}" for i, text in zip(wrong, said, strict=True)), sep="\n")
+if wrong:
+    shown = [photos[i].path for i in wrong]
+    titles = [text.replace(": ", "\n", 1) for text in said]
+    run.save_figure(classifier.draw_photos(shown, titles), "mistakes")
+
+# %%
+# A graph for TensorFlow 1
+# ------------------------
+# A graph of TensorFlow 1 is *frozen* when its variables have become constants: one file, fed and
+# fetched by names. Programs that use the graphs of ``retrain.py`` feed the bytes of a JPEG file to
+# ``DecodeJpeg/contents:0`` and fetch the probabilities from ``final_result:0``. The input of a
+# ``tf.function`` can't have a slash in its name. So the graph is imported into another one, whose
+# placeholder has the right name.
+#
+# TensorFlow 1.15 refuses an operation with an attribute that it doesn't know, such as MaxPool's
+# ``explicit_paddings``. These were added later, with a default that means "as before". So all
+# attributes at their defaults are left out.
+
+v1 = tf.compat.v1
+dense = [layer.get_weights() for layer in head.layers if layer.weights]  # kernels and biases
+if not args.model_dir:
+    whole = keras.Sequential([centre, head]) if untrained else head
+    model = classifier.whole_model(network, whole, args.image_size, classes)
+    function = tf.function(
+        lambda content: model(inception_v3.decode(content)[tf.newaxis], training=False)
+    ).get_concrete_function(tf.TensorSpec([], tf.string))
+    frozen = convert_to_constants.convert_variables_to_constants_v2(function)
+with tf.Graph().as_default() as graph:
+    if args.model_dir:
+        (x,) = tf.import_graph_def(google.as_graph_def(), None, [f"{pool3}:0"], "")
+        x = tf.nn.relu(tf.nn.bias_add(tf.matmul(x, dense[0][0]), dense[0][1]))
+        result = tf.nn.softmax(tf.nn.bias_add(tf.matmul(x, dense[1][0]), dense[1][1]))
+    else:
+        inputs = {frozen.inputs[0].name: v1.placeholder(tf.string, [], "DecodeJpeg/contents")}
+        named = frozen.graph.as_graph_def(), inputs, [frozen.outputs[0].name]
+        (result,) = tf.import_graph_def(*named, "network")
+    tf.identity(result, args.final_tensor_name)
+v1.logging.set_verbosity(v1.logging.ERROR)  # the next function says that it is deprecated
+definition = v1.graph_util.extract_sub_graph(graph.as_graph_def(), [args.final_tensor_name])
+for node in definition.node:
+    for attribute in op_def_registry.get(node.op).attr:
+        name, default = attribute.name, attribute.default_value
+        if attribute.HasField("default_value") and node.attr.get(name) == default:
+            del node.attr[name]
+
+# %%
+# The files
+# ---------
+# The Keras model takes pixels. Resizing, scaling and softmax are part of it, so nobody has to know
+# how the training did them. Before the files get their names, the graph is read again and asked
+# about test photos. It must say what the Keras model says, and what the head said of their
+# bottlenecks. (A large JPEG, which the training unpacks at a fraction of its size, may differ a
+# little.) Another way to resize, or colours in another order, would make a difference of 0.1.
+
+about = {
+    "classes": classes,
+    "size": args.image_size,
+    "weights": source,
+    "stand_in": untrained or data["stand_in"],
+    "final_tensor_name": args.final_tensor_name,
+    "accuracy": tested["accuracy"],
+    "interval": tested["interval"],
+    "training_photos": [photos[i].digest for i in (*train, *validation)],
+    "test_photos": [str(photos[i].path) for i in test],
+}
+with written_whole(args.output_graph) as graph_file, written_whole(labels_path) as labels_file:
+    graph_file.write_bytes(definition.SerializeToString())
+    labels_file.write_text("\n".join(classes) + "\n", encoding="utf-8", newline="\n")
+    needed = "DecodeJpeg/contents", args.final_tensor_name
+    with v1.Session(graph=inception_v3.read_frozen(graph_file, needed)) as session:
+        files = [read(photos[i]) for i in test[:4]]
+        feeds = [{"DecodeJpeg/contents:0": file} for file in files]
+        rows = [session.run(f"{args.final_tensor_name}:0", feed)[0] for feed in feeds]
+    if not args.model_dir:
+        same = [model(decode(file)[tf.newaxis], training=False)[0] for file in files]
+        assert np.allclose(rows, same, atol=1e-4)
+        classifier.save_classifier(model_path, model, about)
+        write_graph(log_dir("graph"), function)
+gap = np.abs(rows - scores[test[:4]]).max()
+print(f"The graph's probabilities differ from the training's by at most {gap:.1g}")
+print(f"Trained: {readable(args.output_graph)}, {readable(labels_path)}")
+
+metrics = {"test_accuracy": np.mean(accuracies), "spread": spread} if accuracies else {}
+metrics |= {"test_accuracy_of_this_split" if accuracies else "test_accuracy": tested["accuracy"]}
+metrics |= {
+    "by_hand_validation_accuracy": by_hand,
+    "macro_f1": tested["classes"]["macro avg"]["f1-score"],
+}
+if untrained:
+    print("The network has random filters: these results are not InceptionV3's.")
+elif not args.model_dir:
+    inception_v3.warn_unpublished(weights)
+run.finish(
+    metrics,
+    data=data | {"stand_in": about["stand_in"], "test_images": len(photos if accuracies else test)},
+    parameters=head.count_params(),
+    weights=source,
+    largest_difference=gap,
+    splits=accuracies,
+    interval=tested["interval"],
+    classes=tested["classes"],
+    photos={name: len(parts[name]) for name in SETS},
+)

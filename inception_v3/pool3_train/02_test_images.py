@@ -1,500 +1,258 @@
-"""Classifying photos with the retrained network
-=============================================
+"""What is on these photos? One command for every classifier of the chapter
+=======================================================================
 
-You learn: to use a retrained network from its frozen graph, as TensorFlow 1's programs do, and as
-a Keras model; to measure it on photos in class folders; and why photos it was trained on prove
-nothing.
+You learn: to use a trained classifier on photos of any kind, thousands at once; what TensorFlow 1
+did with a frozen graph; what a confidence below which no answer is given can do, and what not; why
+photos of the training prove nothing; and how two classifiers are compared on the same photos.
 
 Run, after ``01_retrain.py``, with images or folders of images::
 
     python inception_v3/pool3_train/02_test_images.py new.jpg my_photos/
-    python inception_v3/pool3_train/02_test_images.py --model models/pool3/output_model.keras
+    python inception_v3/pool3_train/02_test_images.py --at-least 0.8 --json my_photos/ > all.json
+    python inception_v3/pool3_train/02_test_images.py --model models/slim my_photos/
+    python inception_v3/pool3_train/02_test_images.py --graph models/pool3/output_graph.pb new.jpg
 
-You should see: the class of each photo and its score, as a table, as figures and in
-``predictions.csv`` in the run's folder. Where a folder's name is one of the labels, as in
-``my_photos/roses/``, it is taken for the truth: then come the accuracy with its range, and a table
-of the classes. Without images, the test photos of ``01_retrain.py`` with its default flags are
-classified: 48 of 52 right for 600 flower photos.
+You should see: the class of each photo and how sure the classifier is of it, in the figure
+``photos.png`` and in ``predictions.csv``, too. A folder that has the name of a class, as in
+``my_photos/roses/``, is taken for the truth. Then come the accuracy with its interval and a table
+of the classes. Without images, the test photos of the training are read.
 
-A file that can't be read is named and the others go on; the exit status is 1 only if none could
-be read.
+A file that can't be read is reported, the others go on, and the exit status is 1. With ``--json``
+standard output has a JSON array and nothing else.
 
-Time: 14 seconds for 52 photos on two CPU cores.
+Time: 15 s for 52 photos on two CPU cores.
 """
 
 import csv
 import json
 import re
+import sys
+import time
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
-from scipy.stats import binomtest
-from sklearn.metrics import precision_recall_fscore_support
 
-from data.images import encoded, find_images, label_fonts, load_image
-from data.photos import PhotosError, find_photos, scan, split
-from models import inception_v3
-from utils.run import CourseParser, Run, make_parser, readable, sha256, written_whole
+from data.images import encoded, find_images, label_fonts
+from models import classifier, inception_v3
+from utils.run import ROOT, Run, make_parser, readable, share
 
-ORANGE = "#d55e00"
-FOLDER = Path(inception_v3.__file__).resolve().parent / "pool3"
-RETRAIN = "python inception_v3/pool3_train/01_retrain.py"
-LISTED = 40  # images in the table on the screen
-SHOWN, COLUMNS = 24, 4  # images in a figure
-THUMBNAIL = 320  # pixels
-
-
-def flags() -> CourseParser:
-    """The flags of this script; those of Google's label_image.py with dashes, too."""
-    parser = make_parser(__doc__)
-    add, file = parser.add_argument, {"type": Path, "metavar": "FILE"}
-    add(
-        "paths",
-        nargs="*",
-        metavar="IMAGE|FOLDER",
-        help="image files, and folders to be searched for them, subfolders included (default: "
-        "the test photos of 01_retrain.py)",
-    )
-    graph, quick = FOLDER / "output_graph.pb", FOLDER / "quick" / "output_graph.pb"
-    names = ("--output_graph", "--output-graph")
-    add(*names, **file, default=graph, quick=quick, help="the frozen graph of 01_retrain.py")
-    names = ("--output_labels", "--output-labels")
-    add(*names, **file, help="the labels, one a line (default: output_labels.txt beside the graph)")
-    add("--model", **file, help="use this Keras model, output_model.keras, and not the graph")
-    names, name = ("--final_tensor_name", "--final-tensor-name"), {"metavar": "NAME"}
-    add(*names, **name, help="the graph's output (default: as output.json says, or final_result)")
-    return parser
-
+LISTED = 40  # photos in the table on the screen
 
 # %%
-# Files of a training belong together
-# -----------------------------------
-# A graph gives one number for each class, in an order that only the labels file knows. With the
-# labels of another training every answer is wrong, and nothing fails as long as there are as many.
-# So ``01_retrain.py`` writes ``output.json`` with the SHA-256 of each file beside them, and here
-# they are compared. Without it, as with files that Google's retrain.py wrote, only the number is.
+# TensorFlow 1's way
+# ------------------
+# A frozen graph is run in a session. It takes the bytes of a JPEG or PNG file under one name and
+# gives the probabilities under another. What they stand for is in a text file beside it, a label a
+# line. With the labels of another training every answer would be wrong, and nothing would fail as
+# long as there are as many.
 
 
-class Model(NamedTuple):
-    """A retrained network's file and what belongs to it.
+class FrozenGraph:
+    """A graph of ``01_retrain.py`` or of Google's retrain.py; used like a ``Classifier``."""
 
-    Attributes:
-        path: the frozen graph or Keras model.
-        labels: the classes, in the order of the outputs.
-        facts: what ``output.json`` says; empty if there is none.
-    """
-
-    path: Path
-    labels: list[str]
-    facts: dict[str, Any]
-
-
-def find_model(run: Run) -> Model:
-    """The files that the flags name. Raises SystemExit where one is missing or doesn't belong."""
-    args = run.args
-    path, flag = (args.model, "--model") if args.model else (args.output_graph, "--output_graph")
-    path = path.expanduser()
-    labels_path = (args.output_labels or path.with_name("output_labels.txt")).expanduser()
-    for name, file in ((flag, path), ("--output_labels", labels_path)):
-        if not file.is_file():
-            quick = " --quick" if args.quick else ""
-            raise SystemExit(f"{name}: there is no file {file}. To train one: {RETRAIN}{quick}")
-    try:
-        lines = labels_path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"--output_labels: can't read {labels_path} ({error})") from error
-    labels = [label.removesuffix("\r") for label in lines if label.strip()]
-    facts: dict[str, Any] = {}
-    if path.with_name("output.json").is_file():
+    def __init__(self, path: Path, labels: Path, result: str) -> None:
         try:
-            facts = dict(json.loads(path.with_name("output.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            print(f"{path.with_name('output.json')} is damaged: it is not used")
-    known = facts.get("files", {})
-    for file in (path, labels_path):
-        digest = known.get(file.name) if file.parent == path.parent else None
-        if digest not in (None, sha256(file)):
-            raise SystemExit(
-                f"{file} is altered, or of another training than what lies beside it (its SHA-256 "
-                f"is not the one in output.json). To train again: {RETRAIN}"
-            )
-    return Model(path, labels, facts)
+            text = labels.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise classifier.ModelError(f"--labels: can't read {labels} ({error})") from None
+        self.classes = [line for line in text.splitlines() if line.strip()]
+        self.about: dict[str, Any] = {}
+        needed = ("DecodeJpeg/contents", result)
+        graph = inception_v3.read_frozen(path, needed, "--graph")
+        self.session, self.result = tf.compat.v1.Session(graph=graph), result
+
+    def probabilities(
+        self, paths: Sequence[Path], failed: dict[int, str]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The number of each image file and its probabilities, float32 [classes]."""
+        for number, path in enumerate(paths):
+            try:
+                feed = {"DecodeJpeg/contents:0": encoded(path)}
+                (row,) = self.session.run(f"{self.result}:0", feed)
+            except (OSError, ValueError, tf.errors.InvalidArgumentError) as error:
+                failed[number] = getattr(error, "strerror", None) or str(error)
+                continue
+            if len(row) != len(self.classes):
+                counts = f"{len(row)} probabilities, there are {len(self.classes)} labels"
+                raise SystemExit(f"--graph: the graph gives {counts}")
+            yield number, row
+
+    def was_trained_on(self, content: bytes) -> bool:
+        """Not known."""
+        return False
 
 
 # %%
-# The same way in as in the training
-# ----------------------------------
-# The graph takes the bytes of a JPEG file and decodes them itself, the Keras model takes pixels.
-# Both get the picture as a person sees it, by the same function as in the training
-# (``data.images.encoded``): turned upright, transparent places white, WebP and GIF made into PNG.
-# A program of your own that hands the graph a telephone's photo as it is, shows it a picture lying
-# on its side.
-
-
-class Picture(NamedTuple):
-    """An image that could be read: its file, a JPEG or PNG file with its picture, and its pixels,
-    uint8 [height, width, 3]."""
-
-    path: Path
-    content: bytes
-    pixels: np.ndarray
-
-
-def read_picture(path: Path) -> Picture:
-    """Read an image file. Raises OSError or ValueError, with a sentence."""
-    if path.is_dir():
-        raise ValueError("no images in this folder")
-    content = encoded(path)
-    try:
-        return Picture(path, content, inception_v3.decode(content).numpy())
-    except tf.errors.InvalidArgumentError:
-        load_image(content)  # raises with the reason, if Pillow finds it broken too
-        raise ValueError("TensorFlow can't decode it") from None
-
-
-# %%
-# From the frozen graph
-# ---------------------
-# TensorFlow 1's way: a graph, a session, and names to feed and to fetch. ``with`` a session would
-# make its graph the default one, and TensorFlow's own functions, such as the decoding above, would
-# then add nodes to it instead of computing. ``closing`` only closes the session in the end.
+# "None of these"
+# ---------------
+# A classifier of flowers calls a dog a flower, too: its probabilities are shares among the classes
+# that it knows, and add up to 1 whatever it sees. ``--at-least P`` gives no answer where the
+# largest is below P. That keeps back photos between two classes, which are often the mistakes. It
+# can't be relied on for photos of something else. Nothing in the training has told the network what
+# those look like, so it may be very sure of one. A class "other", with photos of what is likely to
+# come, does more.
 #
-# The Keras model is called like a function. Wrapped into ``tf.function`` with sizes left open, it
-# is traced once for photos of all sizes.
-
-JPEG = "DecodeJpeg/contents"
-Predict = Callable[[Picture], np.ndarray]  # scores [classes]
-
-
-def open_session(path: Path, result: str) -> tf.compat.v1.Session:
-    """A session with the frozen graph of ``path``, whose output is called ``result``."""
-    graph = inception_v3.read_frozen(path, (JPEG, result), "--output_graph")
-    return tf.compat.v1.Session(graph=graph)
-
-
-def ask_graph(session: tf.compat.v1.Session, result: str, picture: Picture) -> np.ndarray:
-    """The scores that the graph gives to one image, float32 [classes]."""
-    return session.run(f"{result}:0", {f"{JPEG}:0": picture.content})[0]
-
-
-def make_keras(path: Path) -> Predict:
-    """A function that asks the Keras model of ``path``. Raises SystemExit if it is no model."""
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)  # runs no code in it
-    except Exception as error:  # zip, JSON, HDF5 and Keras raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SystemExit(f"--model: {path} can't be loaded ({reason})") from None
-    spec = tf.TensorSpec([1, None, None, 3], tf.uint8)
-    function = tf.function(lambda images: model(images, training=False), input_signature=[spec])
-    return lambda picture: function(picture.pixels[np.newaxis]).numpy()[0]
-
-
-def checked(predict: Predict, model: Model) -> Predict:
-    """``predict``, with a sentence where the network fails or has not one score for a label."""
-
-    def ask(picture: Picture) -> np.ndarray:
-        try:
-            scores = predict(picture)
-        except (tf.errors.OpError, TypeError, ValueError) as error:
-            raise SystemExit(f"{model.path} can't be run on {picture.path}: {error}") from None
-        if scores.shape != (len(model.labels),):
-            raise SystemExit(
-                f"{model.path} gives {scores.size} scores and there are {len(model.labels)} "
-                "labels: they are not of one training. --output_labels names another file."
-            )
-        return scores
-
-    return ask
-
-
-# %%
 # The truth, where a folder tells it
 # ----------------------------------
-# In ``my_photos/roses/12.jpg`` the folder says what is to be seen, if "roses" is a label. Two
-# things make a name differ that looks the same: macOS writes "é" as two characters, and Google's
-# retrain.py put labels into small letters with a blank for all but a to z and 0 to 9.
+# Two things make a name differ that looks the same. macOS writes "é" as two characters. Google's
+# retrain.py made labels of small letters, with a blank for all but a to z and 0 to 9.
 
 
-def truth_of(path: Path, labels: Sequence[str]) -> str | None:
-    """The label that the file's folder is named after; None if it isn't named after one."""
+def truth_of(path: Path, classes: Sequence[str]) -> str | None:
+    """The class that the file's folder is named after; None if it isn't named after one."""
     name = unicodedata.normalize("NFC", path.resolve().parent.name)
-    same = {unicodedata.normalize("NFC", label): label for label in labels}
+    same = {unicodedata.normalize("NFC", label): label for label in classes}
     return same.get(name) or same.get(re.sub(r"[^a-z0-9]+", " ", name.lower()))
 
 
-class Answer(NamedTuple):
-    """What was found: the file, scores [classes] in the order of the labels, and the truth, a
-    place among the labels, None where it isn't known."""
-
-    path: Path
-    scores: np.ndarray
-    truth: int | None
-
-    @property
-    def best(self) -> int:
-        """The place of the highest score."""
-        return int(self.scores.argmax())
-
-    @property
-    def wrong(self) -> bool:
-        """True if the truth is known, and another."""
-        return self.truth not in (None, self.best)
-
-
-Shown = list[tuple[Answer, np.ndarray]]  # answers with thumbnails, uint8 [h, w, 3]
-
-
-class Found(NamedTuple):
-    """What came out for many files: an answer for each that could be read, the reason for each
-    other; for the figures ``SHOWN`` answers spread evenly over all, and the surest wrong ones."""
-
-    answers: list[Answer]
-    failed: dict[Path, str]
-    some: Shown
-    mistakes: Shown
-
-
-def classify_all(predict: Predict, paths: Sequence[Path], labels: Sequence[str]) -> Found:
-    """Classify image files."""
-    found = Found([], {}, [], [])
-    spread = set(np.linspace(0, len(paths) - 1, SHOWN).round().astype(int))
-    for number, path in enumerate(track(paths, "Looking", disable=len(paths) < SHOWN)):
-        try:
-            picture = read_picture(path)
-        except (OSError, ValueError) as error:
-            found.failed[path] = getattr(error, "strerror", None) or str(error)
-            continue
-        truth = truth_of(path, labels)
-        place = None if truth is None else labels.index(truth)
-        answer = Answer(path, predict(picture), place)
-        found.answers.append(answer)
-        small = Image.fromarray(picture.pixels)
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        if number in spread:
-            found.some.append((answer, np.asarray(small)))
-        if answer.wrong:
-            found.mistakes.append((answer, np.asarray(small)))
-            found.mistakes.sort(key=lambda shown: -shown[0].scores.max())
-            del found.mistakes[SHOWN:]
-    return found
+def answers_of(model: Any, paths: Sequence[Path], at_least: float = 0.0) -> list[dict[str, Any]]:
+    """An answer for each file, with None for what there is not."""
+    failed: dict[int, str] = {}
+    rows = model.probabilities(paths, failed)
+    shown = track(rows, "Reading", len(paths), console=Console(stderr=True))
+    found, answers = dict(shown), []
+    for number, path in enumerate(paths):
+        row = found.get(number)
+        truth, error = truth_of(path, model.classes), failed.get(number)
+        guess = None if row is None else model.classes[row.argmax()]
+        sure = None if row is None else float(row.max())
+        label = guess if guess and sure >= at_least else None
+        answer = {"file": str(path), "class": label, "guess": guess, "confidence": sure}
+        answer |= {"truth": truth, "right": guess == truth if guess and truth else None}
+        answer["trained_on"] = bool(guess) and model.was_trained_on(path.read_bytes())
+        each = None if row is None else dict(zip(model.classes, row.tolist(), strict=True))
+        answers.append(answer | {"error": error, "probabilities": each})
+    return answers
 
 
 # %%
-# How good, and how sure that is
-# ------------------------------
-# The accuracy is the share of photos whose highest score is the truth's. n photos are a sample, so
-# it comes with Wilson's 95 % interval, which holds the true shares for which such a sample would
-# not be surprising; it doesn't fail near 100 %, as ± 1.96 standard deviations do.
-#
-# One number hides which class suffers. Of those said to be roses, how many are (precision)? Of
-# the roses, how many were found (recall)? F1 is the harmonic mean of the two.
-#
-# All of this holds only for photos that the training never saw. On its own training photos a
-# network is right far more often than on any other; so photos of the folder that it was trained
-# on are announced, and the accuracy isn't called a test accuracy then.
-
-
-def measure(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, Any]:
-    """Of the answers whose truth is known: how many, how many right, the interval, and precision,
-    recall, F1 and number of photos for each class, each [classes]."""
-    known = [answer for answer in answers if answer.truth is not None]
-    truth, best = [a.truth for a in known], [a.best for a in known]
-    right = sum(t == b for t, b in zip(truth, best, strict=True))
-    interval = binomtest(right, len(known)).proportion_ci(method="wilson")
-    table = precision_recall_fscore_support(
-        truth, best, labels=range(len(labels)), zero_division=np.nan
-    )
-    return {"photos": len(known), "right": right, "interval": list(interval), "classes": table}
-
-
-def print_measures(found: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """The accuracy with its range, and the table of the classes."""
-    table = Table("class", "photos", "precision", "recall", "F1", title="By class")
-    rows = zip(labels, *found["classes"], strict=True)
-    for label, precision, recall, f1, photos in rows:
-        shares = ("" if np.isnan(x) else f"{x:.1%}" for x in (precision, recall, f1))
-        table.add_row(escape(label), f"{photos:,}", *shares)
-    Console().print(table)
-    low, high = found["interval"]
-    share = found["right"] / found["photos"]
-    print(
-        f"{found['right']:,} of {found['photos']:,} photos right, {share:.1%}; "
-        f"95 % interval {low:.1%} to {high:.1%}"
-    )
-
-
-# %%
-# Photos of the training
-# ----------------------
-# The split into training, validation and test goes by each photo's content (``data/photos.py``).
-# So the test photos can be told apart here again, from the folder alone.
-
-
-def find_test_photos(run: Run, facts: Mapping[str, Any]) -> tuple[list[Path], dict[str, Any]]:
-    """The test photos of 01_retrain.py, and what ``result.json`` says of the data."""
-    named = facts.get("image_dir")
-    folder, data = find_photos(Path(named) if named else None, quick=run.args.quick)
-    kept = Path(facts.get("settings", {}).get("bottleneck_dir", run.folder))  # where 01 keeps both:
-    cache, memory = kept / "scan.json", kept / "split.json"
-    per_class = facts.get("per_class", 20 if run.args.quick else None)
-    found = scan(folder, cache=cache if kept.is_dir() else None, per_class=per_class)
-    shares = (facts.get(f"{name}_percentage", 10) for name in ("validation", "testing"))
-    photos = split(found.photos, *shares, memory=memory if memory.is_file() else None)["test"]
-    print(f"{len(photos):,} test photos of {folder}, which had no part in the training")
-    return [photo.path for photo in photos], facts.get("data", data)
-
-
-def in_training(paths: Sequence[Path], facts: Mapping[str, Any]) -> int:
-    """How many of the files lie in the folder that the network was trained on."""
-    if not facts.get("image_dir"):
-        return 0
-    folder = Path(facts["image_dir"]).expanduser().resolve()
-    return sum(path.resolve().is_relative_to(folder) for path in paths)
-
-
-# %%
-# Table, file and figures
+# Which of two is better?
 # -----------------------
+# Intervals of two accuracies on 50 photos nearly always overlap. But both classifiers saw the same
+# photos, and those that both get right, or both wrong, say nothing about which is better. McNemar's
+# test looks at the others: if both were equally good, each would win half of them, like a coin.
 
 
-def print_answers(answers: Sequence[Answer], labels: Sequence[str]) -> None:
-    """The answers as a table, with the truth where it is known and another."""
-    table = Table("image", "class", "score", "the folder says")
+def compare(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> float:
+    """Compare answers of two models to the same photos; p of McNemar's test."""
+    pairs = [
+        (a, b) for a, b in zip(one, other, strict=True) if None not in (a["right"], b["right"])
+    ]
+    pairs = [(a["right"], b["right"]) for a, b in pairs if not (a["trained_on"] or b["trained_on"])]
+    first, second = np.array(pairs, bool).reshape(-1, 2).T
+    p = classifier.mcnemar(first, second)
+    print(
+        f"On {len(pairs):,} photos: right {first.sum():,} and {second.sum():,} times; "
+        f"{(first & ~second).sum():,} only the first, {(second & ~first).sum():,} only the second, "
+        f"p = {p:.2g}"
+    )
+    return p
+
+
+def report(answers: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[str, float]:
+    """Print the answers and what they are worth; return the metrics."""
+    widest = max(len(Path(answer["file"]).name) for answer in answers[:LISTED])
     for answer in answers[:LISTED]:
-        score = f"{answer.scores[answer.best]:.4f}"
-        said = "" if answer.truth is None else "the same"
-        said = f"wrong: {labels[answer.truth]}" if answer.wrong else said
-        table.add_row(escape(answer.path.name), escape(labels[answer.best]), score, escape(said))
-    Console().print(table)
+        said = answer["error"] or answer["class"] or "none of these"
+        judged = {True: "right", False: f"is {answer['truth']}", None: ""}[answer["right"]]
+        sure = f"{answer['confidence']:.4f}" if answer["guess"] else ""
+        print(f"{Path(answer['file']).name:{widest}}  {sure:6}  {said}  {judged}".rstrip())
     if len(answers) > LISTED:
-        print(f"… and {len(answers) - LISTED:,} more images: all are in predictions.csv")
-
-
-def write_answers(
-    path: Path, answers: Sequence[Answer], labels: Sequence[str], failed: Mapping[Path, str]
-) -> None:
-    """Write the answers as CSV, a line for each file, with the scores of all classes at the end."""
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as f:
-        rows = csv.writer(f)
-        scores = [f"score of {label}" for label in labels]
-        rows.writerow(("file", "class", "score", "truth", "right", "error", *scores))
-        for answer in answers:
-            known = answer.truth is not None
-            said = (labels[answer.truth], int(not answer.wrong)) if known else ("", "")
-            numbers = [f"{score:.6g}" for score in answer.scores]
-            first = (answer.path, labels[answer.best], numbers[answer.best])
-            rows.writerow((*first, *said, "", *numbers))
-        rows.writerows((file, "", "", "", "", error) for file, error in failed.items())
-
-
-def shorten(text: str, most: int = 28) -> str:
-    """A text of at most ``most`` characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def show_answers(shown: Shown, labels: Sequence[str], title: str) -> plt.Figure:
-    """Photos with class and score; wrong ones in orange, with the truth."""
-    columns = min(COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    size = (3 * max(columns, 2), 2.7 * rows + 0.4)
-    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    figure.suptitle(title)
-    for axes in grid.flat:
-        axes.axis("off")
-        axes.set_anchor("N")
-    for axes, (answer, thumbnail) in zip(grid.flat, shown, strict=False):
-        axes.imshow(thumbnail)
-        title = f"{shorten(labels[answer.best])}  {answer.scores[answer.best]:.3f}"
-        title += f"\nit is: {shorten(labels[answer.truth])}" if answer.wrong else ""
-        axes.set_title(title, color=ORANGE if answer.wrong else "black", fontsize=10)
-    return figure
-
-
-# %%
-# All together
-# ------------
-
-
-def report(
-    run: Run, labels: Sequence[str], found: Found, trained_on: int
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Print and save what came out; the metrics, and what else ``result.json`` is to say."""
-    answers = found.answers
-    if answers:
-        print_answers(answers, labels)
-    write_answers(run.path("predictions.csv"), answers, labels, found.failed)
-    for path, reason in found.failed.items():
-        print(f"Can't read {path}: {reason}")
-    metrics: dict[str, float] = {"images": len(answers), "failed": len(found.failed)}
-    more: dict[str, Any] = {}
-    if any(answer.truth is not None for answer in answers):
-        measured = measure(answers, labels)
-        print_measures(measured, labels)
-        name = "accuracy" if trained_on else "test_accuracy"
-        metrics = {name: measured["right"] / measured["photos"], **metrics}
-        more = {"photos_with_truth": measured["photos"], "interval": measured["interval"]}
-    if trained_on:
+        print(f"… and {len(answers) - LISTED:,} more: all are in predictions.csv")
+    read = [answer for answer in answers if answer["guess"]]
+    metrics = {"images": len(read), "failed": len(answers) - len(read)}
+    metrics["none_of_these"] = sum(answer["class"] is None for answer in read)
+    known = [answer for answer in read if answer["truth"]]
+    if trained := sum(answer["trained_on"] for answer in read):
+        metrics["trained_on"] = trained
         print(
-            f"{trained_on:,} of the images lie in the folder that this network was trained on. "
-            "Many were in the training, and how it does on those says nothing about new photos. "
-            "With no image on the command line only the test photos are taken."
+            f"{trained:,} of the photos were in the training, wherever they lie now. What the "
+            "network says of those proves nothing, so they are not counted below."
         )
-    if found.some:
-        title = f"{len(found.some)} of {len(answers):,} images, class and score"
-        run.save_figure(show_answers(found.some, labels, title), "predictions")
-    if len(answers) > SHOWN and found.mistakes:
-        title = f"The surest of {sum(answer.wrong for answer in answers):,} mistakes"
-        run.save_figure(show_answers(found.mistakes, labels, title), "mistakes")
-    return metrics, more
+        known = [answer for answer in known if not answer["trained_on"]]
+    if known:
+        truth = np.array([classes.index(answer["truth"]) for answer in known])
+        rows = np.array([[*answer["probabilities"].values()] for answer in known])
+        tested = classifier.print_test(truth, rows, classes)
+        metrics = {"test_accuracy": tested["accuracy"]} | metrics
+        if given := [answer["right"] for answer in known if answer["class"]]:
+            metrics["given_accuracy"] = sum(given) / len(given)
+            print(f"Of {len(given):,} answers given {sum(given):,} are right.")
+    return metrics
 
 
 def main() -> None:
-    run = Run(flags(), __file__)
+    parser = make_parser(__doc__)
+    add, pool3 = parser.add_argument, ROOT / "models" / "pool3"
+    model, file = pool3 / "output_model.keras", {"type": Path, "metavar": "FILE"}
+    add("paths", nargs="*", metavar="IMAGE|FOLDER", help="by default the training's test photos")
+    add("--model", **file, default=model, quick=pool3 / "quick" / model.name, help="or its folder")
+    add("--graph", **file, help="use this frozen graph, not a Keras model")
+    add("--labels", **file, help="of the graph (default: output_labels.txt beside it)")
+    add("--final_tensor_name", default="final_result", help="the graph's output")
+    add("--against", **file, help="a second model, compared with the first on the same photos")
+    add("--at-least", type=share, metavar="P", default=0.0, help="confidence of an answer")
+    add("--json", action="store_true", help="print a JSON array, messages to standard error")
+    run = Run(parser, __file__)
+    args = run.args
     label_fonts()
-    model = find_model(run)
-    data = {"source": ", ".join(run.args.paths), "stand_in": False}
-    if run.args.paths:
-        paths = list(find_images(run.args.paths))
-        trained_on = in_training(paths, model.facts)
-    else:
-        trained_on = 0
-        try:
-            paths, data = find_test_photos(run, model.facts)
-        except (PhotosError, OSError) as error:
-            raise SystemExit(
-                f"Name images or folders. (There are no test photos: {error})"
-            ) from None
-    if run.args.model:
-        found = classify_all(checked(make_keras(model.path), model), paths, model.labels)
-    else:
-        result = run.args.final_tensor_name or model.facts.get("final_tensor_name", "final_result")
-        with closing(open_session(model.path, result)) as session:
-            ask = partial(ask_graph, session, result)
-            found = classify_all(checked(ask, model), paths, model.labels)
-    metrics, more = report(run, model.labels, found, trained_on)
-    weights = model.facts.get("weights", "not known")
-    print(f"The network is {readable(model.path)}, retrained from the weights: {weights}")
-    if "untrained" in weights:
-        print(
-            "*** Its features come from an UNTRAINED network: no result here is InceptionV3's ***"
+    try:
+        if args.graph:
+            labels = args.labels or args.graph.with_name("output_labels.txt")
+            trained = FrozenGraph(args.graph, labels, args.final_tensor_name)
+        else:
+            trained = classifier.load_classifier(args.model)
+        against = classifier.load_classifier(args.against) if args.against else None
+    except classifier.ModelError as error:
+        quick = " --quick" * args.quick
+        raise SystemExit(
+            f"{error}. To train one: python inception_v3/pool3_train/01_retrain.py{quick}"
+        ) from None
+    kept = filter(Path.is_file, map(Path, trained.about.get("test_photos", ())))
+    paths = list(find_images(args.paths) if args.paths else kept)
+    if not paths:
+        raise SystemExit("Name images or folders: the training's test photos are not to be found.")
+
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():
+        started = time.perf_counter()
+        answers = answers_of(trained, paths, args.at_least)
+        speed = len(paths) / (time.perf_counter() - started)
+        metrics = report(answers, trained.classes) | {"files_a_second": speed}
+        if against:
+            metrics["p"] = compare(answers, answers_of(against, paths))
+        with run.path("predictions.csv").open("w", encoding="utf-8", newline="") as csv_file:
+            columns = [*[*answers[0]][:-1], *trained.classes]
+            writer = csv.DictWriter(csv_file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(answer | (answer["probabilities"] or {}) for answer in answers)
+        wrong = sorted(  # mistakes first, the surest of them before the others
+            (answer for answer in answers if answer["guess"]),
+            key=lambda answer: (answer["right"] is not False, -answer["confidence"]),
         )
-    more |= {"model": readable(model.path), "labels": model.labels, "weights": weights}
-    run.finish(metrics, data=data, **more)
-    if not found.answers:
-        raise SystemExit(f"None of the {len(found.failed):,} files could be read.")
+        if wrong:
+            said = [
+                f"{classifier.shorten(a['class'] or 'none of these')} {a['confidence']:.3f}"
+                + (f"\nis {classifier.shorten(a['truth'])}" if a["right"] is False else "")
+                for a in wrong
+            ]
+            files, colours = [Path(a["file"]) for a in wrong], [a["right"] is False for a in wrong]
+            run.save_figure(classifier.draw_photos(files, said, colours), "photos")
+        weights = trained.about.get("weights", "not known")
+        print(f"The network is {readable(args.graph or args.model)}, its weights: {weights}")
+        source = ", ".join(args.paths) or "the test photos of the training"
+        stand_in = bool(trained.about.get("stand_in"))
+        run.finish(metrics, data={"source": source, "stand_in": stand_in}, weights=weights)
+    if args.json:
+        print("[\n" + ",\n".join(map(json.dumps, answers)) + "\n]")
+    if metrics["failed"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,305 +1,214 @@
 """From folders of photos to TFRecords
 ===================================
 
-You learn: how photos of all sizes and formats become a data set that reads fast, what slim stored
-with each photo and why, how to write it with several processes, and how to find out which photos
-are broken before a training does.
+You learn: what slim stored with each photo and why; how photos of all sizes and formats become a
+data set that reads fast; and why a telephone's photo is turned after decoding, not before.
 
-Run::
+Run, with a folder of photos for each class, or with flower_photos::
 
-    python inception_v3/slim_train/01_images_to_tfrecords.py
     python inception_v3/slim_train/01_images_to_tfrecords.py --image-dir my_photos
+    python inception_v3/slim_train/01_images_to_tfrecords.py
 
-You should see: tables of the photos of each class, of what was left out, of the split, and of the
-first record; and in ``data/slim/records`` the shards ``image_train_00000-of-00002.tfrecord`` and
-so on with ``labels.txt`` beside them. ``records.png`` shows photos as they were read back,
-``split.png`` how many there are of each class.
+You should see: tables of the photos, of what was left out and of the split; a record as text; and
+the records in ``data/slim/records``. ``records.png`` shows photos as they were read back.
 
-Time: 10 seconds for 600 photos on two CPU cores.
-
-``my_photos`` has a folder for each class: ``my_photos/cat/*.jpg``, ``my_photos/dog/*.jpg``. Its
-files stay as they are.
+Time: 10 s for 600 photos on two CPU cores. Your files stay as they are.
 """
 
-import hashlib
+import io
 import os
-import time
+import random
 from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from slim import convert
-from slim.records import FEATURES, FOLDER, KIND, PREFIX
+import tensorflow as tf
+from joblib import parallel_config
+from PIL import Image
 
 from data import photos
-from data.images import label_fonts
-from data.photos import Photo
-from utils.run import CourseParser, Run, make_parser, positive_int, readable, written_whole
-from utils.tfrecord import DatasetError, read_info, shards, write_dataset
+from data.images import decode, label_fonts, load_image, orientation
+from utils.figures import picture_grid
+from utils.run import ROOT, Run, make_parser, readable
+from utils.tfrecord import shards, write_dataset
 
-LABELS = "labels.txt"
-PER_CLASS = 6  # photos in the figure
-COLOURS = {"train": "#0072b2", "validation": "#d55e00", "test": "#009e73"}
+SHARDS = 2  # files of each split
+SHOWN = 24  # photos in the figure
 
+parser = make_parser(__doc__)
+add, folder = parser.add_argument, ROOT / "data" / "slim"
+photos.add_image_dir(parser)
+quick = folder / "quick" / "records"
+add("--out", type=Path, metavar="DIR", default=folder / "records", quick=quick, help="for them")
+for name in ("validation", "testing"):
+    add(f"--{name}-percentage", type=float, default=10.0, help="of the photos")
+add("--resize-shorter", type=int, default=320, help="the shorter side of large photos; 0: as is")
+add("--keep-near-copies", action="store_true", help="don't keep them together in one split")
+add("--strict", action="store_true", help="write nothing if any file can't be used")
+run = Run(parser, __file__)
+args, out = run.args, run.args.out.expanduser().resolve()
+label_fonts()  # names of folders may be Chinese
 
-def flags() -> CourseParser:
-    """The flags of this script."""
-    parser = make_parser(__doc__)
-    add = parser.add_argument
-    photos.add_image_dir(parser)
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=FOLDER / "records",
-        quick=FOLDER / "quick" / "records",
-        help="the folder of the records",
-    )
-    for name in ("validation", "testing"):
-        add(
-            f"--{name}-percentage",
-            f"--{name}_percentage",
-            type=float,
-            default=10.0,
-            help=f"of the photos, for {name}",
-        )
-    add("--shards", type=positive_int, default=2, help="files of each split")
-    add(
-        "--resize-shorter",
-        type=positive_int,
-        metavar="PIXELS",
-        help="store photos made so small that their shorter side has so many pixels: reads faster, "
-        "takes less disk (default: store the files as they are)",
-    )
-    add("--workers", type=positive_int, default=os.cpu_count(), help="processes that decode")
-    add("--strict", action="store_true", help="write nothing if any file can't be used")
-    return parser
+# %%
+# Looking at every photo, and a split that stays
+# ----------------------------------------------
+# These two calls are those of ``pool3_train/01_retrain.py``: a photo that tests there tests here.
+# Each file is decoded once, since a training that meets a broken photo in its third hour stops
+# there. A hash of its content decides in which set a photo is.
 
+try:
+    image_dir, data = photos.find_photos(args.image_dir, args.quick)
+    if out == image_dir or image_dir in out.parents:
+        parser.error(f"--out {out} lies inside the folder of the photos: name another")
+    out.mkdir(parents=True, exist_ok=True)
+    found = photos.scan(image_dir, cache=out / "scan.json", per_class=args.per_class)
+    photos.print_report(found)
+    if args.strict and found.faults:
+        raise SystemExit(f"{len(found.faults):,} files can't be used, and --strict was given")
+    percentages = args.validation_percentage, args.testing_percentage
+    splits = photos.split(found.photos, *percentages, out / "split.json", args.keep_near_copies)
+except (ValueError, OSError) as error:
+    parser.error(str(error))
+photos.print_split(splits, found.classes)
+
+# %%
+# The order
+# ---------
+# A reader shuffles what it has in a buffer, and the buffer may be smaller than the data set. Photos
+# that were written class by class would come out nearly class by class: hundreds of steps on
+# daisies, then hundreds on roses. So they are mixed here, once, in an order that the seed gives.
+
+dice = random.Random(args.seed)
+splits = {
+    split: dice.sample(sorted(some, key=lambda photo: photo.digest), len(some))
+    for split, some in splits.items()
+    if some
+}
 
 # %%
 # What is in a record
 # -------------------
 # The converters that came with slim and Inception, ``download_and_convert_flowers.py`` and
-# ``build_image_data.py``, gave a ``tf.train.Example`` of a photo these features:
+# ``build_image_data.py``, gave the ``tf.train.Example`` of a photo these features. The orientation
+# is new:
 #
-# ======================  =======  ========================================================
+# ======================  =======  ==========================================================
 # ``image/encoded``       bytes    the photo's file, JPEG or PNG
 # ``image/format``        bytes    which of the two
-# ``image/height``        int64    in pixels, so that a reader can choose before it decodes
+# ``image/orientation``   int64    how to turn it after decoding, from 1 to 8; 1: as it is
+# ``image/height``        int64    in pixels, upright, so that a reader can choose before decoding
 # ``image/width``         int64
-# ``image/class/label``   int64    the place of the class in ``labels.txt``, from 0
+# ``image/class/label``   int64    the place of the class among the classes, from 0
 # ``image/class/text``    bytes    the class, UTF-8
 # ``image/filename``      bytes    the photo's folder and name, UTF-8
-# ======================  =======  ========================================================
+# ======================  =======  ==========================================================
 #
-# The file itself is stored, not its pixels. A photo of 500×333 takes 500 kB as pixels and
-# some 60 kB as JPEG; encoding it anew would make it worse and larger. Only what TensorFlow would
-# decode otherwise than a person sees it becomes a PNG: a photo turned by its EXIF note,
-# transparent places, CMYK, WebP, GIF.
+# The file itself is stored, not its pixels. A photo of 500×333 takes 500 kB as pixels and some 60
+# kB as JPEG. Encoding it anew would make it worse, and often larger.
 #
-# The labels are in ``labels.txt``, one a line, in the order of the numbers. slim's had "0:daisy".
+# A telephone that is held upright stores the picture lying on its side, and a note, "turn it by
+# 90°". TensorFlow's decoder ignores the note. Turned here, the file would have to be encoded anew,
+# as a JPEG of less quality or a PNG of 20 MB. So it stays, and its number is a feature.
 #
-# What the processes do
-# ---------------------
-# ``build_image_data.py`` decoded each photo in a TensorFlow session, in several threads: to learn
-# its size, and to stop at a broken one. Here a process decodes the very bytes that go into the
-# record, since what was whole when the folder was looked over may be on a failing disk now.
-# With ``--resize-shorter 320`` it makes them smaller too. That is for trainings on large
-# photos: one of 12 megapixels takes some 70 ms to decode, each time it is seen.
-#
-# The code is in ``slim/convert.py``, a module that each process imports. A class of this script
-# would be sent to them as code with every photo, which takes the main process three times as
-# long as sending and fetching the photo.
-#
-# In which order
-# --------------
-# A reader shuffles what it has in a buffer, and the buffer is smaller than the data set. Photos
-# written class by class would come out nearly class by class: hundreds of steps on daisies, then
-# hundreds on roses. So they are mixed once here, by a hash of seed and content, which is a shuffle
-# that gives the same order every time.
+# A photo of 12 megapixels has 70 times as many pixels as one of 500×333. All of them would be
+# decoded each time it is seen, to become 224×224. So large photos are stored with a shorter side of
+# 320 pixels. For those that are at most a quarter larger it would not be worth the quality.
 
 
-def mixed(some: list[Photo], seed: int) -> list[Photo]:
-    """The photos in an order that depends on ``seed`` and on nothing but their content."""
-    return sorted(some, key=lambda p: hashlib.sha256(f"{seed}:{p.digest}".encode()).digest())
+def features_of(photo: photos.Photo) -> dict[str, Any]:
+    """The features of a photo's record."""
+    content, shorter = photos.read(photo, turned=True), args.resize_shorter
+    height, width, turn = photo.height, photo.width, orientation(content)
+    if 0 < 1.25 * shorter < min(height, width):
+        image = Image.fromarray(load_image(content, shorter=shorter))  # upright
+        scale = shorter / min(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        file, turn = io.BytesIO(), 1
+        image.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+        content = file.getvalue()
+    return {
+        "image/encoded": content,
+        "image/format": b"jpeg" if content.startswith(b"\xff\xd8") else b"png",
+        "image/orientation": turn,
+        "image/height": height,
+        "image/width": width,
+        "image/class/label": found.classes.index(photo.label),
+        "image/class/text": photo.label.encode(),
+        "image/filename": f"{photo.path.parent.name}/{photo.path.name}".encode(),
+    }
 
+
+# %%
+# All records
+# -----------
+# ``utils/tfrecord.py`` writes them, in several shards for each split, and beside them
+# ``dataset.json``, which says what a reader must know. Threads read, decode and encode; Pillow lets
+# them run side by side.
+
+about = {"kind": "photos", "classes": found.classes, "resize_shorter": args.resize_shorter, **data}
+about["training_photos"] = [photo.digest for photo in splits["train"]]  # to know them again
+try:
+    with parallel_config("threading"):
+        write_dataset(out, splits, features_of, SHARDS, os.cpu_count() or 1, about)
+except (OSError, ValueError) as error:
+    raise SystemExit(f"The records could not be written: {error}") from None
+for path in out.glob("*_?????-of-?????.tfrecord"):  # of splits that there are no more
+    if path.name.split("_")[0] not in splits:
+        path.unlink()
+
+# %%
+# A record by hand
+# ----------------
+# This is what it did. An Example is a protobuf message that maps names to lists of bytes, int64 or
+# float32. Serialised, it is a row of bytes. A TFRecord file is many such rows, each with its length
+# and checksums.
+
+example = tf.train.Example()
+for name, value in features_of(splits["train"][0]).items():
+    if isinstance(value, bytes):
+        example.features.feature[name].bytes_list.value.append(value)
+    else:
+        example.features.feature[name].int64_list.value.append(value)
+by_hand = example.SerializeToString(deterministic=True)
+assert next(iter(tf.data.TFRecordDataset(shards(out, "train")[0]))) == by_hand
+file = example.features.feature["image/encoded"].bytes_list
+file.value[0] = file.value[0][:12]
+print(f"The first record, {len(by_hand):,} bytes; of its photo the first 12:\n{example}")
 
 # %%
 # Reading them back
 # -----------------
-# A writer that nobody has read from is not finished. All records are read once, and what they
-# hold is compared with the files: class and name of each, and of the first few of each class the
-# bytes. These are decoded by TensorFlow, to be looked at in a figure.
+# A writer that nobody has read from is not finished. Every photo is decoded once by TensorFlow and
+# turned, and must have the size that its record states.
+
+FEATURES = {
+    name: tf.io.FixedLenFeature([], tf.int64)
+    for name in ("image/orientation", "image/height", "image/width", "image/class/label")
+}
+FEATURES |= {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
 
 
-def read_back(
-    folder: Path, splits: dict[str, list[Photo]], classes: list[str], resized: bool
-) -> dict[str, list[np.ndarray]]:
-    """The first few photos of each class, uint8 [h, w, 3], as they come out of the records.
-    Raises DatasetError if the records in ``folder`` are not these photos."""
-    import tensorflow as tf
-
-    from models.inception_v3 import decode
-
-    first: dict[str, list[np.ndarray]] = {label: [] for label in classes}
-    spec = FEATURES | {"image/filename": tf.io.FixedLenFeature([], tf.string)}
-    for split, items in splits.items():
-        found = []
-        for record in tf.data.TFRecordDataset(shards(folder, split)[0]):
-            example = tf.io.parse_single_example(record, spec)
-            photo = items[min(len(found), len(items) - 1)]
-            label = classes[example["image/class/label"]]
-            found.append((label, example["image/filename"].numpy().decode()))
-            if len(first[label]) < PER_CLASS:
-                file = example["image/encoded"]
-                first[label].append(decode(file).numpy())
-                if not resized and file.numpy() != photos.read(photo):
-                    raise DatasetError(f"the record of {photo.path} holds another file")
-        if found != [(photo.label, convert.file_name(photo)) for photo in items]:
-            raise DatasetError(f"the split {split!r} in {folder} holds other photos than the files")
-    return first
+def read(record: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """The pixels of a record's photo, uint8 [height, width, 3], and its features."""
+    features = tf.io.parse_single_example(record, FEATURES)
+    return decode(features["image/encoded"], features["image/orientation"]), features
 
 
-def print_first_example(path: Path) -> None:
-    """Print the first ``tf.train.Example`` in a file, of its image the first bytes."""
-    import tensorflow as tf
+images, titles = [], []  # for the figure
+print(f"{'split':12}{'photos':>8}{'MB':>8}")
+for split in splits:
+    files, count = shards(out, split)
+    for pixels, features in tf.data.TFRecordDataset(files).map(read, tf.data.AUTOTUNE):
+        assert pixels.shape == (features["image/height"], features["image/width"], 3)
+        if len(images) < SHOWN:
+            images.append(pixels)
+            titles.append(found.classes[features["image/class/label"]])
+    print(f"{split:12}{count:8,}{sum(Path(file).stat().st_size for file in files) / 1e6:8.1f}")
+print(f"The records are in {readable(out)}")
 
-    record = next(iter(tf.data.TFRecordDataset(str(path)))).numpy()
-    table = Table("feature", "kind", "value", title=f"The first record of {path.name}")
-    for name, feature in sorted(tf.train.Example.FromString(record).features.feature.items()):
-        kind = feature.WhichOneof("kind")
-        (value,) = getattr(feature, kind).value
-        if kind == "bytes_list":
-            more = f" … ({len(value):,} bytes)" if len(value) > 100 else ""
-            value = f"{value[:12]!r}{more}" if more else value.decode()
-        table.add_row(name, kind, escape(str(value)))
-    Console().print(table)
-
-
-# %%
-# What the figures show
-# ---------------------
-
-
-def show_records(first: dict[str, list[np.ndarray]]) -> plt.Figure:
-    """Photos read back from the records, a row for each of up to ten classes."""
-    rows = dict(list(first.items())[:10])
-    figure, grid = plt.subplots(
-        len(rows),
-        PER_CLASS,
-        figsize=(1.9 * PER_CLASS, 1.9 * len(rows)),
-        layout="constrained",
-        squeeze=False,
-    )
-    for (label, images), row in zip(rows.items(), grid, strict=True):
-        for axes in row:
-            axes.axis("off")
-        for axes, image in zip(row, images, strict=False):
-            axes.imshow(image)
-        row[0].set_title(label, loc="left")
-    figure.suptitle("The first photos of each class in the records")
-    return figure
-
-
-def show_split(splits: dict[str, list[Photo]], classes: list[str]) -> plt.Figure:
-    """The photos of each class in each set, as bars."""
-    height = max(2.5, 1 + 0.35 * len(classes))
-    figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
-    left = np.zeros(len(classes), int)
-    for name, items in splits.items():
-        labels = [photo.label for photo in items]
-        counts = np.array([labels.count(label) for label in classes])
-        bars = axes.barh(classes, counts, left=left, color=COLOURS[name], label=name)
-        if len(classes) <= 20:
-            axes.bar_label(bars, label_type="center", color="white", fontsize=8)
-        left += counts
-    axes.invert_yaxis()
-    axes.set(xlabel="photos", title=f"{left.sum():,} photos in {len(classes)} classes")
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
-
-
-# %%
-# All together
-# ------------
-# The scan and the split are those of ``pool3_train/01_retrain.py``: a photo that tests there
-# tests here.
-
-
-def main() -> None:
-    parser = flags()
-    run = Run(parser, __file__)
-    args = run.args
-    label_fonts()
-    out = args.out.expanduser().resolve()
-    started = time.perf_counter()
-    try:
-        folder, data = photos.find_photos(args.image_dir, args.quick)
-        if out == folder or folder in out.parents:
-            parser.error(f"--out {out} lies inside the folder of the photos: name another")
-        out.mkdir(parents=True, exist_ok=True)
-        found = photos.scan(folder, args.workers, out / "scan.json", args.per_class)
-        photos.print_report(found)
-        if args.strict and found.faults:
-            raise SystemExit(
-                f"{len(found.faults):,} files can't be used: with --strict nothing is written"
-            )
-        percentages = args.validation_percentage, args.testing_percentage
-        parts = photos.split(found.photos, *percentages, out / "split.json")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    photos.print_split(parts, found.classes)
-    scanned = time.perf_counter()
-
-    named = {n: mixed(parts[n], args.seed) for n in COLOURS if parts[n]}
-    splits = {PREFIX + name: items for name, items in named.items()}
-    about = {
-        "kind": KIND,
-        "classes": found.classes,
-        "resize_shorter": args.resize_shorter,
-        "seed": args.seed,
-        **data,
-    }
-    try:
-        before = set(out.glob(f"{PREFIX}*.tfrecord"))
-        to_features = convert.ToFeatures(tuple(found.classes), args.resize_shorter)
-        write_dataset(out, splits, to_features, args.shards, args.workers, about)
-        shards = {
-            s: [out / x["file"] for x in some] for s, some in read_info(out)["splits"].items()
-        }
-        for old in before.difference(*shards.values()):  # of splits that there are no more
-            old.unlink()
-        with written_whole(out / LABELS) as temporary:
-            lines = "".join(f"{label}\n" for label in found.classes)
-            temporary.write_text(lines, encoding="utf-8", newline="\n")
-        written = time.perf_counter()
-        first = read_back(out, splits, found.classes, args.resize_shorter is not None)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"The records could not be written: {error}") from None
-
-    table = Table("split", "photos", "shards", "MB", title=readable(out))
-    for split, files in shards.items():
-        size = sum(file.stat().st_size for file in files) / 1e6
-        table.add_row(split, f"{len(splits[split]):,}", str(len(files)), f"{size:.1f}")
-    Console().print(table)
-    print_first_example(next(iter(shards.values()))[0])
-    run.save_figure(show_records(first), "records")
-    run.save_figure(show_split(named, found.classes), "split")
-    run.finish(
-        {
-            "images": sum(len(items) for items in splits.values()),
-            **{f"{name}_images": len(items) for name, items in named.items()},
-            "left_out": len(found.faults) + len(parts["left_out"]),
-        },
-        data=data,
-        faults=[[str(f.path), f.kind, f.detail] for f in found.faults],
-        scan_seconds=round(scanned - started, 3),
-        writing_seconds=round(written - scanned, 3),
-    )
-
-
-if __name__ == "__main__":
-    main()
+run.save_figure(picture_grid(images, titles, columns=6, size=1.9), "records")
+run.finish(
+    {"images": sum(map(len, splits.values())), "left_out": len(found.faults)}
+    | {f"{split}_images": len(some) for split, some in splits.items()},
+    data=data,
+    faults=[[str(fault.path), fault.kind, fault.detail] for fault in found.faults],
+)

@@ -1,1 +1,0 @@
-"""What 01_retrain.py is made of, apart from its lesson: features, results, files."""

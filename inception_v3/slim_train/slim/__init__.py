@@ -1,1 +1,0 @@
-"""What training, test and use of the image classifier share."""

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import Lesson, assert_costs_nothing, foreign_files, run_lesson
+from helpers import Lesson, assert_costs_nothing, foreign_files, make_example, run_lesson
 from keras import layers
 from PIL import Image
 
@@ -71,11 +71,11 @@ def picture(number: int) -> Image.Image:
 
 
 def write_records(folder: Path, draw: Callable[[int], Image.Image] = picture) -> Path:
-    def record(number: int) -> dict[str, Any]:
+    def record(number: int) -> tf.train.Example:
         path = folder / "picture.png"
         draw(number).save(path)
         features = {"image/encoded": path.read_bytes(), "image/orientation": 1}
-        return features | {"image/class/label": number % 4}
+        return make_example(**features, **{"image/class/label": number % 4})
 
     about = {"classes": CLASSES, "source": "a test", "stand_in": True, "training_photos": ["ab"]}
     numbers = range(TRAIN + VALIDATION)
@@ -406,7 +406,7 @@ def refused(capsys: Any, records: Path, folder: Path, *more: str | Path) -> str:
 
 def test_settings_that_can_not_be(records, tmp_path, capsys):
     assert "dataset.json is missing" in refused(capsys, tmp_path / "nowhere", tmp_path)
-    write_dataset(tmp_path / "numbers", {"train": [1]}, lambda i: {"number": i})
+    write_dataset(tmp_path / "numbers", {"train": [1]}, lambda i: make_example(number=i))
     assert "holds no photos" in refused(capsys, tmp_path / "numbers", tmp_path)
     assert "less than 75" in refused(capsys, records, tmp_path, "--image-size", "74")
     assert "there is no model" in refused(capsys, records, tmp_path, "--head", tmp_path / "x.keras")

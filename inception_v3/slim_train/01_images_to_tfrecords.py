@@ -19,10 +19,8 @@ import io
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
-from joblib import parallel_config
 from PIL import Image
 
 from data import photos
@@ -114,8 +112,8 @@ splits = {
 # 320 pixels. For those that are at most a quarter larger it would not be worth the quality.
 
 
-def features_of(photo: photos.Photo) -> dict[str, Any]:
-    """The features of a photo's record."""
+def example_of(photo: photos.Photo) -> tf.train.Example:
+    """A photo's record."""
     content, shorter = photos.read(photo, turned=True), args.resize_shorter
     height, width, turn = photo.height, photo.width, orientation(content)
     if 0 < 1.25 * shorter < min(height, width):
@@ -125,54 +123,47 @@ def features_of(photo: photos.Photo) -> dict[str, Any]:
         file, turn = io.BytesIO(), 1
         image.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
         content = file.getvalue()
-    return {
+    example = tf.train.Example()  # a protobuf message
+    for name, value in {
         "image/encoded": content,
         "image/format": b"jpeg" if content.startswith(b"\xff\xd8") else b"png",
+        "image/class/text": photo.label.encode(),
+        "image/filename": f"{photo.path.parent.name}/{photo.path.name}".encode(),
+    }.items():
+        example.features.feature[name].bytes_list.value.append(value)
+    for name, value in {
         "image/orientation": turn,
         "image/height": height,
         "image/width": width,
         "image/class/label": found.classes.index(photo.label),
-        "image/class/text": photo.label.encode(),
-        "image/filename": f"{photo.path.parent.name}/{photo.path.name}".encode(),
-    }
+    }.items():
+        example.features.feature[name].int64_list.value.append(value)
+    return example
 
+
+example = example_of(splits["train"][0])
+file = example.features.feature["image/encoded"].bytes_list
+print(f"A record; of its photo the first 12 of {len(file.value[0]):,} bytes:")
+file.value[0] = file.value[0][:12]
+print(example)
 
 # %%
 # All records
 # -----------
-# ``utils/tfrecord.py`` writes them, in several shards for each split, and beside them
+# A TFRecord file is a row of such messages as bytes, each with its length and checksums.
+# ``utils/tfrecord.py`` writes them, in several files for each split, the *shards*, and beside them
 # ``dataset.json``, which says what a reader must know. Threads read, decode and encode; Pillow lets
 # them run side by side.
 
 about = {"kind": "photos", "classes": found.classes, "resize_shorter": args.resize_shorter, **data}
 about["training_photos"] = [photo.digest for photo in splits["train"]]  # to know them again
 try:
-    with parallel_config("threading"):
-        write_dataset(out, splits, features_of, SHARDS, os.cpu_count() or 1, about)
+    write_dataset(out, splits, example_of, SHARDS, os.cpu_count(), about)
 except (OSError, ValueError) as error:
     raise SystemExit(f"The records could not be written: {error}") from None
 for path in out.glob("*_?????-of-?????.tfrecord"):  # of splits that there are no more
     if path.name.split("_")[0] not in splits:
         path.unlink()
-
-# %%
-# A record by hand
-# ----------------
-# This is what it did. An Example is a protobuf message that maps names to lists of bytes, int64 or
-# float32. Serialised, it is a row of bytes. A TFRecord file is many such rows, each with its length
-# and checksums.
-
-example = tf.train.Example()
-for name, value in features_of(splits["train"][0]).items():
-    if isinstance(value, bytes):
-        example.features.feature[name].bytes_list.value.append(value)
-    else:
-        example.features.feature[name].int64_list.value.append(value)
-by_hand = example.SerializeToString(deterministic=True)
-assert next(iter(tf.data.TFRecordDataset(shards(out, "train")[0]))) == by_hand
-file = example.features.feature["image/encoded"].bytes_list
-file.value[0] = file.value[0][:12]
-print(f"The first record, {len(by_hand):,} bytes; of its photo the first 12:\n{example}")
 
 # %%
 # Reading them back

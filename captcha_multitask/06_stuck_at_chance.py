@@ -42,7 +42,7 @@ parser.add_argument(
     quick=FOLDER / "quick" / "records",
     help="the data set that 02_images_to_tfrecords.py wrote",
 )
-parser.add_argument("--looks", type=positive_int, default=6, quick=2, help="of 50 steps each")
+parser.add_argument("--looks", type=positive_int, default=6, quick=1, help="of 50 steps each")
 run = Run(parser, __file__)
 args = run.args
 try:

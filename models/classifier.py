@@ -148,11 +148,6 @@ def load_classifier(path: str | Path) -> Classifier:
     return Classifier(model, classes, about)
 
 
-# %%
-# What a test says
-# ----------------
-
-
 def wilson(right: int, total: int) -> tuple[float, float]:
     """The 95 % interval (Wilson's) for a share of which ``right`` of ``total`` were seen."""
     low, high = binomtest(right, total).proportion_ci(method="wilson")

@@ -1,5 +1,5 @@
 """What is on these photos? One command for every classifier of the chapter
-=======================================================================
+========================================================================
 
 You learn: to use a trained classifier on photos of any kind, thousands at once; what TensorFlow 1
 did with a frozen graph; what a confidence below which no answer is given can do, and what not; why

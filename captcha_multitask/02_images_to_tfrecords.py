@@ -37,8 +37,7 @@ from utils.run import Run, make_parser, positive_int, readable, share, write_jso
 from utils.tfrecord import shards, write_dataset
 
 parser = make_parser(__doc__)
-add = parser.add_argument
-quick = FOLDER / "quick"
+add, quick = parser.add_argument, FOLDER / "quick"
 add("--images", type=Path, metavar="DIR", default=FOLDER / "images", quick=quick / "images")
 add("--out", type=Path, metavar="DIR", default=FOLDER / "records", quick=quick / "records")
 add("--alphabet", type=captchas.parse_alphabet, help="characters (default: see the notes)")
@@ -206,20 +205,18 @@ def example_of(picture: Picture) -> tf.train.Example:
     if not grey or picture.size != size:
         png = captchas.png_file(load_image(folder / picture.name, size))
     classes = captchas.encode_text(picture.text, alphabet)
-    features = {
-        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
-        "classes": tf.train.Feature(int64_list=tf.train.Int64List(value=classes)),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features))
+    image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[png]))
+    classes = tf.train.Feature(int64_list=tf.train.Int64List(value=classes))
+    features = tf.train.Features(feature={"image": image, "classes": classes})
+    return tf.train.Example(features=features)
 
 
 two, path = [*pictures.values()][:2], str(run.path("two.tfrecord"))
 with tf.io.TFRecordWriter(path) as writer:
-    for picture in two:
-        example = example_of(picture)
+    for example in map(example_of, two):
         writer.write(example.SerializeToString())
-png = example.features.feature["image"].bytes_list.value  # a list of one
-print(f"A record; of its image the first 16 of {len(png[0]):,} bytes:")
+png = example.features.feature["image"].bytes_list.value
+print(f"The second record; of its image the first 16 of {len(png[0]):,} bytes:")
 png[0] = png[0][:16]
 print(example)
 
@@ -237,9 +234,9 @@ for record, picture in zip(tf.data.TFRecordDataset(path), two, strict=True):
 # ``utils/tfrecord.py`` does the same for all images. It writes several files for each split, the
 # *shards*, and beside them ``dataset.json``, which says what a reader must know.
 
-about = {"kind": "captcha", "alphabet": alphabet, "length": length}
-about |= {"width": width, "height": height, "source": settings}
-about |= {"features": {"image": "bytes, a grey PNG file", "classes": f"int64 [{length}]"}}
+about = {"kind": "captcha", "alphabet": alphabet, "length": length, "width": width}
+about |= {"height": height, "source": settings}
+about["features"] = {"image": "bytes, a grey PNG file", "classes": f"int64 [{length}]"}
 try:
     write_dataset(out, splits, example_of, threads=os.cpu_count(), about=about)
 except (OSError, ValueError) as error:

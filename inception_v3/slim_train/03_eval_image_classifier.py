@@ -1,5 +1,5 @@
 """How well are photos classified? The test, and two models side by side
-======================================================================
+=====================================================================
 
 You learn: what an accuracy from a few hundred photos is worth; why each class has to be looked at
 in two ways; how two models are compared on the same photos; and how to look at mistakes.

@@ -143,13 +143,13 @@ def main() -> None:
         for kind, (source, *flags) in kinds.items():
             print(f"{kind:24}{write(here / source, records[kind], *flags)}", flush=True)
         for kind, out in records.items():
-            made = lesson(out, args.weights, "--image-size", "224")
-            size = made["args"].batch_size
+            made = lesson(out, args.weights, "--image-size", "224", "--batch-size", "32")
+            size = made["batch_size"]
             rates = [rate(made["train_batches"](0), size, args.steps) for _ in range(args.rounds)]
             print(f"{kind:24}{shown(rates)} photos/s read and distorted", flush=True)
         steps: dict[str, Callable[..., Any]] = {}
         for part in ("head", "mixed8", "stem"):
-            flags = ("--image-size", "224", "--train-from", part)
+            flags = ("--image-size", "224", "--batch-size", "32", "--train-from", part)
             made = lesson(records["flowers"], args.weights, *flags)
             names = tuple(made["trained_parts"])
             # Trained weights keep their batch normalisation, which makes a step cheaper.

@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras import layers
 
 from data.images import decode
+from models import inception_v3
 from models.classifier import save_classifier, whole_model
 from models.inception_v3 import add_weights_flag, backbone, blocks, find_weights, resize
 from utils.figures import curves
@@ -149,6 +150,8 @@ facts = {"classes": classes, "size": size, "weights": weights.source, "records":
 facts |= {"training_photos": about["training_photos"]}
 save_classifier(args.model / "model.keras", whole_model(network, None, size, classes), facts)
 print(f"The model: {readable(args.model)}")
+if not weights.stand_in:
+    inception_v3.warn_unpublished(weights)
 names = {"training": "loss", "validation": "val_loss"}
 panels = {"Loss": {label: head[name] + tuned[name] for label, name in names.items()}}
 names = {"training": "accuracy", "validation": "val_accuracy"}

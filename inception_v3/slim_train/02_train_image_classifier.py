@@ -28,6 +28,7 @@ import tensorflow as tf
 from keras import layers
 
 from data.images import decode
+from models import inception_v3
 from models.classifier import load_classifier, save_classifier, whole_model
 from models.inception_v3 import add_weights_flag, backbone, blocks, find_weights, resize, scale
 from utils.figures import curves, picture_grid
@@ -46,9 +47,9 @@ AVERAGE = 0.99  # of the weights' moving average
 VALIDATIONS = 15  # in a whole training
 PARTS = ("stem", *(f"mixed{i}" for i in range(11)), "head")  # of the network, from below
 RATES = {  # for heads alone, for a body with trained weights, for one without
-    "rmsprop": (0.002, 0.003, 0.01),
-    "momentum": (0.002, 0.003, 0.01),
-    "adam": (0.001, 0.0001, 0.001),
+    "rmsprop": (0.002, 0.003, 0.003),
+    "momentum": (0.002, 0.003, 0.003),
+    "adam": (0.001, 0.0001, 0.0003),
 }
 
 parser = make_parser(__doc__)
@@ -62,7 +63,7 @@ add("--image-size", type=positive_int, quick=75, help="pixels (default: 224, wit
 add("--epochs", type=positive_int, quick=2, help="passes over the photos (default: 15 or 60)")
 add("--head-epochs", type=int, help="of these, for the heads alone (default: 3, with --head 0)")
 add("--train-from", choices=PARTS, help="the lowest part to train (default: mixed8 or stem)")
-add("--batch-size", type=positive_int, default=32, quick=8, help="photos in a step")
+add("--batch-size", type=positive_int, quick=8, help="(default: 32, without weights 16)")
 add("--optimizer", choices=RATES, default="rmsprop", help="how gradients become steps")
 add("--learning-rate", type=positive_float, help="of the body, at first (default: see RATES)")
 add("--decay", choices=("cosine", "exponential"), default="cosine", help="how the rate falls")
@@ -70,9 +71,13 @@ add("--strategy", choices=STRATEGIES, default="none", help="one device, all GPUs
 add("--resume", action="store_true", help="go on with the last run that was stopped")
 run = ResumableRun(parser, __file__)
 args = run.args
+weights = find_weights(args.weights, top=False, quick=args.quick, seed=args.seed)
+scratch = weights.stand_in
+size = args.image_size or (75 if scratch else 224)
+batch_size = args.batch_size or (16 if scratch else 32)
 try:
     place = Place(args.strategy)
-    share = place.share(args.batch_size)
+    share = place.share(batch_size)
     about = read_info(args.records)["about"]
     classes, training_photos = about["classes"], about["training_photos"]
     train_files, train_count = shards(args.records, "train")
@@ -83,9 +88,6 @@ except KeyError:
     parser.error(f"{args.records} holds no photos: write some with 01_images_to_tfrecords.py")
 except (ValueError, OSError) as error:  # also what the records or the model are found to lack
     parser.error(f"{error}\nRecords are written by 01_images_to_tfrecords.py")
-weights = find_weights(args.weights, top=False, quick=args.quick, seed=args.seed)
-scratch = weights.stand_in
-size = args.image_size or (75 if scratch else 224)
 if size < 75:
     parser.error("--image-size: of less than 75 pixels InceptionV3 leaves nothing")
 keras.utils.set_random_seed(args.seed)
@@ -100,7 +102,7 @@ keras.utils.set_random_seed(args.seed)
 #
 # Without weights there is nothing to spoil, and everything is trained from the first step.
 
-epoch_steps = max(1, train_count // args.batch_size)
+epoch_steps = max(1, train_count // batch_size)
 steps = (args.epochs or (60 if scratch else 15)) * epoch_steps
 head_epochs = (0 if scratch or args.head else 3) if args.head_epochs is None else args.head_epochs
 head_steps = min(max(0, head_epochs) * epoch_steps, steps)
@@ -171,7 +173,7 @@ def distort(photo: tuple[tf.Tensor, ...]) -> tf.Tensor:
 def prepare(step: tf.Tensor, photos: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """This worker's share of a batch: images float32 [b, size, size, 3], labels int64 [b]."""
     found = tf.io.parse_example(photos[share], FEATURES)
-    numbers = (step * args.batch_size + tf.range(args.batch_size, dtype=tf.int64))[share]
+    numbers = (step * batch_size + tf.range(batch_size, dtype=tf.int64))[share]
     todo = found["image/encoded"], found["image/orientation"], numbers
     images = tf.map_fn(distort, todo, fn_output_signature=tf.TensorSpec([size, size, 3]))
     return images, found["image/class/label"]
@@ -179,7 +181,7 @@ def prepare(step: tf.Tensor, photos: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def train_batches(first_step: int) -> tf.data.Dataset:
     """The batches from ``first_step`` on, without end."""
-    photos = tf.data.Dataset.range(10**9).flat_map(epoch).batch(args.batch_size)
+    photos = tf.data.Dataset.range(10**9).flat_map(epoch).batch(batch_size)
     photos = photos.skip(first_step).enumerate(first_step)
     return photos.map(prepare, num_parallel_calls=2).prefetch(2)
 
@@ -192,7 +194,7 @@ def view(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 validation = tf.data.TFRecordDataset(validation_files).map(view, num_parallel_calls=2)
-validation = validation.batch(args.batch_size).prefetch(1)
+validation = validation.batch(batch_size).prefetch(1)
 
 # %%
 # The network, and a head that only helps to train
@@ -366,10 +368,10 @@ def step_of(trained: list[keras.Variable]) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in trained])
             logits, *others = tf.nest.flatten(whole(images, training=True))
-            main = tf.reduce_sum(cross_entropy(logits, labels)) / args.batch_size
+            main = tf.reduce_sum(cross_entropy(logits, labels)) / batch_size
             loss = main + weight_decay(trained) / place.replicas
             for other in others:
-                loss += AUXILIARY * tf.reduce_sum(cross_entropy(other, labels)) / args.batch_size
+                loss += AUXILIARY * tf.reduce_sum(cross_entropy(other, labels)) / batch_size
         gradients = tape.gradient(loss, [variable.value for variable in trained])
         optimizer.apply_gradients(zip(gradients, trained, strict=True))
         return main
@@ -456,6 +458,8 @@ assert abs(np.mean(right) - best["accuracy"]) < 1.5 / validation_count
 if place.worker == 0:
     save_classifier(args.model / "model.keras", trained.model, trained.about)
 print(f"The best model, of step {best['step']:,}: {readable(args.model)}")
+if not scratch:
+    inception_v3.warn_unpublished(weights)
 
 rows = {name: [row[name] for row in training.history] for name in best}
 loss = {"training": rows["train_loss"], "validation": rows["loss"]}

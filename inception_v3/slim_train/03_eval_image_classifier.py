@@ -110,6 +110,7 @@ with run.path("predictions.csv").open("w", encoding="utf-8", newline="") as file
 # .. math:: F_1 = \frac{2 P R}{P + R}
 
 report = classifier.print_test(truth, probabilities, classes)
+print(f"The training began with these weights: {model.about.get('weights')}")
 metrics = {f"{args.split}_accuracy": report["accuracy"]}
 if len(classes) > 5:
     five = np.argsort(-probabilities, axis=1)[:, :5] == truth[:, np.newaxis]

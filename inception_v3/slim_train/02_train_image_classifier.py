@@ -470,7 +470,7 @@ run.save_figure(curves(panels, xlabel="step", x=rows["step"]), "curves")
 pictures = []
 for file, orientation in zip(found["image/encoded"][:3], found["image/orientation"], strict=False):
     pictures.append(scale(resize(decode(file, orientation), size)))
-    numbers = tf.range(5, dtype=tf.int64)
+    numbers = len(pictures) + tf.range(5, dtype=tf.int64)
     pictures += [distort((file, orientation, number)) for number in numbers]
 pictures = np.clip((np.stack(pictures) + 1) / 2, 0, 1)
 titles = ["as in use", *["in training"] * 5] * 3

@@ -409,7 +409,9 @@ def test_settings_that_can_not_be(records, tmp_path, capsys):
     write_dataset(tmp_path / "numbers", {"train": [1]}, lambda i: make_example(number=i))
     assert "holds no photos" in refused(capsys, tmp_path / "numbers", tmp_path)
     assert "less than 75" in refused(capsys, records, tmp_path, "--image-size", "74")
-    assert "there is no model" in refused(capsys, records, tmp_path, "--head", tmp_path / "x.keras")
+    assert "x.keras is no model" in refused(
+        capsys, records, tmp_path, "--head", tmp_path / "x.keras"
+    )
     grown = ("--optimizer", "momentum", "--learning-rate", "1e30", *STEM, "--head-epochs", "0")
     assert "Try a smaller --learning-rate" in refused(capsys, records, tmp_path / "g", *grown)
     assert not any((tmp_path / "g" / "best").iterdir())

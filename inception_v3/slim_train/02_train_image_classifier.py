@@ -34,7 +34,7 @@ from models.inception_v3 import add_weights_flag, backbone, blocks, find_weights
 from utils.figures import curves, picture_grid
 from utils.run import ROOT, make_parser, positive_float, positive_int, readable
 from utils.summary import write_graph
-from utils.tfrecord import read_info, shards
+from utils.tfrecord import DatasetError, read_info, shards
 from utils.training import STRATEGIES, Place, Resumable, ResumableRun
 
 BUFFER = 256 * 2**20  # bytes of photos that wait to be drawn from
@@ -86,8 +86,10 @@ try:
     args.model.mkdir(parents=True, exist_ok=True)
 except KeyError:
     parser.error(f"{args.records} holds no photos: write some with 01_images_to_tfrecords.py")
-except (ValueError, OSError) as error:  # also what the records or the model are found to lack
+except DatasetError as error:
     parser.error(f"{error}\nRecords are written by 01_images_to_tfrecords.py")
+except (ValueError, OSError) as error:  # also what the model is found to lack
+    parser.error(str(error))
 if size < 75:
     parser.error("--image-size: of less than 75 pixels InceptionV3 leaves nothing")
 keras.utils.set_random_seed(args.seed)
@@ -468,7 +470,7 @@ run.save_figure(curves(panels, xlabel="step", x=rows["step"]), "curves")
 pictures = []
 for file, orientation in zip(found["image/encoded"][:3], found["image/orientation"], strict=False):
     pictures.append(scale(resize(decode(file, orientation), size)))
-    numbers = tf.range(5, dtype=tf.int64)
+    numbers = len(pictures) + tf.range(5, dtype=tf.int64)
     pictures += [distort((file, orientation, number)) for number in numbers]
 pictures = np.clip((np.stack(pictures) + 1) / 2, 0, 1)
 titles = ["as in use", *["in training"] * 5] * 3

@@ -12,7 +12,7 @@ Run, after ``01_generate_images.py`` or with a folder of captchas from elsewhere
 You should see: a record as text, a table of the splits. The records are in ``data/captcha``.
 ``characters.png`` shows that each digit stands in each position about equally often.
 
-Time: 30 s on two CPU cores. The text of ``0427.jpg`` and ``0427_any.png`` is 0427, the name up to
+Time: 40 s on two CPU cores. The text of ``0427.jpg`` and ``0427_any.png`` is 0427, the name up to
 the first ``_`` or the ending. For other names there is ``--labels texts.csv``.
 """
 

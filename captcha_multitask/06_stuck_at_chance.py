@@ -12,7 +12,7 @@ Run, after ``02_images_to_tfrecords.py``::
 You should see: AlexNet twice, with the initial weights that TensorFlow 1's slim gave it and with
 He's. With slim's the loss stays at 4 ln 10 = 9.21, what guessing costs. With He's it falls to 4.41.
 
-Time: 3 minutes on two CPU cores.
+Time: 4 minutes on two CPU cores.
 """
 
 import itertools

@@ -240,7 +240,7 @@ def content(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in files}
 
 
-def event_file(seconds: int = 1000, process: str = "") -> str:
+def event_file(seconds: int = 100_000, process: str = "") -> str:
     """The name of an event file made ``seconds`` from when the tests began, by this process if
     none is named. That TensorFlow names its own so is tested further below."""
     process = process or f"{socket.gethostname()}.{os.getpid()}"

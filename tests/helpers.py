@@ -45,6 +45,23 @@ def run_program(
     )
 
 
+def start_child(module: str, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """Start the function ``child`` of a test module as a program; what it prints goes into one
+    pipe."""
+    program = f"import sys, {module} as t; t.child(*sys.argv[1:])"
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    known = {"PYTHONPATH": os.pathsep.join(folders), "PYTHONUTF8": "1", "COURSE_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=os.environ | known | environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    )
+
+
 def make_example(**values: Any) -> Any:
     """A ``tf.train.Example`` with a feature for each value: bytes, numbers, or lists of them."""
     import tensorflow as tf

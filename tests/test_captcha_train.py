@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ROOT, Lesson, make_example, run_lesson
+from helpers import ROOT, Lesson, make_example, run_lesson, start_child
 
 from data.captchas import ALPHABETS, Captchas, encode_text, png_file
 from models import captcha
@@ -417,21 +417,6 @@ def child(strike: str, moment: str, dropout: str, *flags: str) -> None:
     np.savez(variables["run"].folder / "state.npz", **state_of(variables), **counts)
 
 
-def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """Start ``child``; what it prints goes into one pipe."""
-    program = "import sys, test_captcha_train as t; t.child(*sys.argv[1:])"
-    known = {"PYTHONPATH": str(Path(__file__).parent), "PYTHONUTF8": "1", "COURSE_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=os.environ | known | environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-    )
-
-
 def finished(process: subprocess.Popen[str]) -> str:
     """What the process printed until its end, which is forced after two minutes."""
     try:
@@ -443,7 +428,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 def struck(strike: Callable[[], None], moment: str, records: Path, folder: Path) -> tuple[int, str]:
     """Exit status and output of a training that was hit."""
     run = ("--run-dir", folder / "run", *flags(records, folder))
-    process = start(strike.__name__, moment, "0.2", *run)
+    process = start_child("test_captcha_train", strike.__name__, moment, "0.2", *run)
     output = finished(process)
     assert not (folder / "run" / "result.json").exists(), output
     assert not any((folder / "best").iterdir())
@@ -571,7 +556,7 @@ def saved_state(folder: Path) -> dict[str, np.ndarray]:
 
 def test_two_devices_train_as_one_does(steady, records, tmp_path):
     run = ("--run-dir", tmp_path / "run", *flags(records, tmp_path), "--strategy", "mirrored")
-    process = start("", "", "0.0", *run)
+    process = start_child("test_captcha_train", "", "", "0.0", *run)
     output = finished(process)
     assert process.returncode == 0, output
     state = saved_state(tmp_path / "run")
@@ -601,7 +586,8 @@ def pair(records: Path, tmp_path: Path) -> Iterator[Callable[..., list[tuple[int
             tasks = [{"type": "worker", "index": i} for i in (0, 1)]
         run = ("--run-dir", tmp_path / "run", *flags(records, tmp_path))
         processes[:] = [
-            start(
+            start_child(
+                "test_captcha_train",
                 *("kill", moment, "0.0", *run, "--strategy", "multi-worker"),
                 TF_CONFIG=json.dumps({"cluster": cluster, "task": task}),
             )

@@ -7,7 +7,6 @@ import re
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ROOT, Lesson
+from helpers import ROOT, Lesson, start_child
 from test_slim_train import (
     EVERY,
     SCRIPT,
@@ -51,22 +50,6 @@ def child(kill_after: str, *flags: str) -> None:
     np.savez(variables["run"].folder / "state.npz", **state_of(variables))
 
 
-def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """Start ``child``; what it prints goes into one pipe."""
-    program = "import sys, test_slim_resume as t; t.child(*sys.argv[1:])"
-    known = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get(
-        "PYTHONPATH", "")]), "PYTHONUTF8": "1", "COURSE_OFFLINE": "1"}  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=os.environ | known | environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-    )
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_records(tmp_path_factory.mktemp("records"))
@@ -81,7 +64,7 @@ def whole(records: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Less
 
 def test_killed_between_two_saves_it_ends_as_if_it_had_not_been(whole, records, tmp_path):
     run = ("--run-dir", tmp_path / "run", *flags(records, tmp_path), *STEM)
-    process = start("5", *run)  # the heads' phase ends with step 6
+    process = start_child("test_slim_resume", "5", *run)  # the heads' phase ends with step 6
     output, _ = process.communicate(timeout=300)
     assert process.returncode not in (0, 1, 2), output
     assert not (tmp_path / "run" / "result.json").exists()
@@ -109,7 +92,8 @@ def pair(kill_after: int, records: Path, folder: Path) -> list[tuple[int, str]]:
         addresses = [f"localhost:{some.getsockname()[1]}" for some in (one, other)]
     run = ("--run-dir", folder / "run", *flags(records, folder), *STEM)
     processes = [
-        start(
+        start_child(
+            "test_slim_resume",
             *(str(kill_after), *run, "--strategy", "multi-worker"),
             TF_CONFIG=json.dumps(
                 {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}

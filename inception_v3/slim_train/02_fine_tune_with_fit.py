@@ -11,7 +11,7 @@ Run, after ``01_images_to_tfrecords.py``::
 You should see: two trainings, a line for each epoch, and what each of them reached on the
 validation photos. ``curves.png`` shows both.
 
-Time: 5 minutes for 490 photos on two CPU cores.
+Time: 6 minutes for 440 photos on two CPU cores.
 """
 
 from pathlib import Path
@@ -127,8 +127,8 @@ head_loss, head_accuracy = model.evaluate(validation, verbose=0)
 # --------------------
 # Now the head's gradients are small, and the body can be trained with it, at a tenth of the rate:
 # larger steps would undo what it knows. Upper layers see parts of objects, lower ones edges and
-# colours, which are the same in all photos. So the upper three blocks are enough, and a step costs
-# half as much. Batch normalisation stays as it came. A model has to be compiled again when
+# colours, which are the same in all photos. So only the upper three blocks are trained, and a step
+# costs less. Batch normalisation stays as it came. A model has to be compiled again when
 # ``trainable`` was changed.
 #
 # Random filters are all equally poor, so there everything is trained, with larger steps.

@@ -41,8 +41,8 @@ try:
         SKIPPED,
         format_metric,
         positive_int,
+        quoted,
         readable,
-        tensorboard_command,
         write_json,
     )
 except ModuleNotFoundError as error:
@@ -315,7 +315,8 @@ def run_course(scripts: list[Script], full: bool, console: Console) -> int:
     count = Counter(outcome.status for outcome in outcomes)
     skipped = f", {count['skipped']} skipped," if count["skipped"] else ""
     console.print(f"{count['ok']} of {len(scripts)} scripts succeeded{skipped} in {total:.0f} s.")
-    console.print(f"See all runs: {tensorboard_command(ROOT / 'runs')}", soft_wrap=True)
+    program = Path(sys.executable).with_name("tensorboard")  # also with no venv activated
+    console.print("See all runs:", quoted(program, "--logdir", ROOT / "runs"), soft_wrap=True)
     return 130 if count["stopped"] else 1 if count["failed"] else 0
 
 

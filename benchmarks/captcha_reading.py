@@ -34,7 +34,7 @@ from rich.table import Table
 
 from data.captchas import Captchas, decode_pngs, encode_text, png_file
 from utils.run import positive_int
-from utils.tfrecord import shards, write_dataset
+from utils.tfrecord import read_dataset, write_dataset
 
 v1 = tf.compat.v1
 CAPTCHAS = Captchas()
@@ -82,7 +82,7 @@ def write_files(folder: Path, images: int, workers: int) -> dict[str, Path]:
 
 
 def paths_of(folder: Path) -> list[str]:
-    return shards(folder, "train")[0]
+    return read_dataset(folder)[1]["train"][0]
 
 
 def pixels_of(encoded: Any, raw: bool) -> Any:

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from data.captchas import Captchas, decode_pngs, encode_text, png_file
 from utils.run import positive_int
-from utils.tfrecord import shards, write_dataset
+from utils.tfrecord import read_dataset, write_dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "captcha_multitask"))
 CAPTCHAS = Captchas()
@@ -204,7 +204,7 @@ def main() -> None:
     in_memory, from_records, peaks, waiting = [], [], [], []
     with tempfile.TemporaryDirectory() as name:
         write_dataset(Path(name), {"train": range(args.images)}, example_of, threads=2)
-        records = tf.data.TFRecordDataset(shards(Path(name), "train")[0])
+        records = tf.data.TFRecordDataset(read_dataset(Path(name))[1]["train"][0])
         records = records.shuffle(10_000, 1).repeat().batch(args.batch_size)
         batches = iter(records.map(decode, num_parallel_calls=2).prefetch(2))
         for call in (call for pair in pairs for call in pair):

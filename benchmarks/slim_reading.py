@@ -88,14 +88,14 @@ def lesson(records: Path, weights: str, *flags: str) -> dict[str, Any]:
         arguments = ["--records", str(records), "--run-dir", name, "--model", f"{name}/model"]
         arguments += ["--weights", weights, *flags]
         with (
-            mock.patch.object(training, "Resumable", stop),
+            mock.patch.object(training.TrainingRun, "start", stop),
             mock.patch.object(sys, "argv", [str(TRAIN), *arguments]),
         ):
             try:
                 runpy.run_path(str(TRAIN), run_name="__main__")
             except Ready:
                 return kept
-    raise AssertionError("the script has changed: it makes no Resumable")
+    raise AssertionError("the script has changed: it starts no training")
 
 
 def rate(batches: Any, batch_size: int, count: int) -> float:

@@ -40,9 +40,9 @@ from data.captchas import (
     parse_font,
 )
 from utils.figures import picture_grid
-from utils.run import Run, make_parser, positive_int, readable, sha256, write_json, written_whole
+from utils.run import CourseParser, Run, positive_int, readable, sha256, write_json, written_whole
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 add = parser.add_argument
 add("--count", type=positive_int, default=60_000, quick=1_500, help="images in the folder")
 add("--alphabet", type=parse_alphabet, default="digits", help="or lower, upper, alnum, or abc123…")
@@ -53,7 +53,7 @@ add("--style", choices=STYLES, default="modern", help="what the images look like
 out, quick = FOLDER / "images", FOLDER / "quick" / "images"
 add("--out", type=Path, metavar="DIR", default=out, quick=quick, help="the folder of the images")
 run = Run(parser, __file__)
-run.stopped = "Stopped. The same command draws the images that are missing."
+run.to_go_on = "The same command draws the images that are missing."
 args = run.args
 folder, fonts = args.out.expanduser().resolve(), tuple(args.fonts)
 

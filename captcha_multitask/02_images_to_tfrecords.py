@@ -33,10 +33,10 @@ from rich.progress import track
 from data import captchas
 from data.captchas import FOLDER, load_image
 from data.images import FORMATS, is_plain
-from utils.run import Run, make_parser, positive_int, readable, share, write_json
-from utils.tfrecord import shards, write_dataset
+from utils.run import CourseParser, Run, positive_int, readable, share, write_json
+from utils.tfrecord import read_dataset, write_dataset
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 add, quick = parser.add_argument, FOLDER / "quick"
 add("--images", type=Path, metavar="DIR", default=FOLDER / "images", quick=quick / "images")
 add("--out", type=Path, metavar="DIR", default=FOLDER / "records", quick=quick / "records")
@@ -256,12 +256,11 @@ def parse(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 trained = {picture.text for picture in splits.get("train", ())}
 print(f"\n{'split':12}{'images':>9}{'texts':>9}{'of them in train':>19}")
-for split, some in splits.items():
-    files, count = shards(out, split)
+for split, (files, count) in read_dataset(out)[1].items():
     texts = []
     for _, classes in tf.data.TFRecordDataset(files).batch(200).map(parse, tf.data.AUTOTUNE):
         texts += [captchas.decode_classes(row, alphabet) for row in classes.numpy()]
-    assert texts == [picture.text for picture in some]
+    assert texts == [picture.text for picture in splits[split]]
     print(f"{split:12}{count:9,}{len({*texts}):9,}{len(trained & {*texts}):19,}")
 
 # %%

@@ -12,7 +12,8 @@ Run, after ``02_images_to_tfrecords.py``::
 You should see: at the end 99.82 % of the validation captchas read as a whole, and the best model in
 ``models/captcha/compact``. ``curves.png`` shows the training, ``misread.png`` what is misread.
 
-Time: 5 minutes on two CPU cores. After Ctrl-C or a kill the same command with ``--resume`` goes on.
+Time: 5 minutes on two CPU cores. After Ctrl-C or a kill it goes on by the same command with
+``--run-dir`` and the folder that the first line names.
 """
 
 from pathlib import Path
@@ -26,10 +27,9 @@ from nets import nets_factory
 from data.captchas import FOLDER, decode_classes, decode_pngs
 from models import captcha
 from utils.figures import curves, picture_grid
-from utils.run import make_parser, positive_int, readable
-from utils.summary import write_graph
-from utils.tfrecord import read_info, shards
-from utils.training import STRATEGIES, Place, Resumable, ResumableRun, warm_up_cosine
+from utils.run import CourseParser, positive_int, readable
+from utils.tfrecord import read_dataset
+from utils.training import STRATEGIES, TrainingRun, warm_up_cosine
 
 SHIFT = 4  # pixels by which a training image is moved, at most
 SMOOTHING = 0.1  # of the labels
@@ -37,7 +37,7 @@ BUFFER = 10_000  # records that wait to be drawn from
 VALIDATIONS = 12  # in a whole training
 PATIENCE = 6  # validations without a smaller loss, after which the training stops
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 add, quick = parser.add_argument, FOLDER / "quick"
 add("--records", type=Path, metavar="DIR", default=FOLDER / "records", quick=quick / "records")
 add("--net", choices=nets_factory.NETS, default="compact", help="the network")
@@ -45,24 +45,21 @@ add("--model", type=Path, metavar="DIR", help="for the best model (default: mode
 add("--steps", type=positive_int, quick=120, help="(default: four passes, but at least 1,500)")
 add("--init", type=Path, metavar="DIR", help="begin with the weights of this trained model")
 add("--strategy", choices=STRATEGIES, default="none", help="one device, all GPUs, or many machines")
-add("--resume", action="store_true", help="go on with the last run that was stopped")
-run = ResumableRun(parser, __file__)
+run = TrainingRun(parser, __file__)
 args = run.args
 model_folder = args.model or captcha.FOLDER / f"{args.net}{'-quick' * args.quick}"
 try:
-    place = Place(args.strategy)
-    share = place.share(batch_size := nets_factory.NETS[args.net].batch_size)
-    about = read_info(args.records)["about"]
+    share = run.share(batch_size := nets_factory.NETS[args.net].batch_size)
+    about, splits = read_dataset(args.records)
     alphabet, length = about["alphabet"], about["length"]
     height, width = about["height"], about["width"]
-    train_files, train_count = shards(args.records, "train")
-    validation_files, _ = shards(args.records, "validation")
+    (train_files, train_count), (validation_files, _) = splits["train"], splits["validation"]
     start = captcha.load_recogniser(args.init) if args.init else None
     model_folder.mkdir(parents=True, exist_ok=True)
 except (ValueError, OSError) as error:
     parser.error(str(error))
-except KeyError:
-    parser.error(f"{args.records} holds no captchas: write some with 02_images_to_tfrecords.py")
+except KeyError as error:
+    parser.error(f"{args.records} has no {error}: write captchas with 02_images_to_tfrecords.py")
 steps = args.steps or max(1_500, 4 * train_count // batch_size)
 validate_every = max(1, steps // VALIDATIONS)
 keras.utils.set_random_seed(args.seed)
@@ -171,8 +168,8 @@ def train_batches(first_step: int) -> tf.data.Dataset:
 # character?", by logits for all characters of the alphabet. TensorFlow 1 programs wrote one loss
 # for each head and added them up. ``nets/`` has two networks and says what is in them.
 
-with place.strategy.scope():
-    several = {"synchronized": True} if args.net == "compact" and place.replicas > 1 else {}
+with run.strategy.scope():
+    several = {"synchronized": True} if args.net == "compact" and run.replicas > 1 else {}
     network = nets_factory.build(args.net, length, len(alphabet), height, width, **several)
 predict = tf.function(lambda images: network(images, training=False))
 print(f"{args.net}: {network.count_params():,} parameters, {steps:,} steps of {batch_size} images")
@@ -239,7 +236,7 @@ if start:
 # then half a cosine that reaches 0 with the last step. The last steps are very small. They average
 # out the noise of the batches, and the network gains its last tenths of a percent there.
 
-with place.strategy.scope():
+with run.strategy.scope():
     rate = warm_up_cosine(nets_factory.NETS[args.net].learning_rate, steps, warm_up=0.05, start=0)
     optimizer = keras.optimizers.Adam(rate)
     optimizer.build(network.trainable_variables)
@@ -264,8 +261,8 @@ def train_step(images: Any, classes: Any) -> tf.Tensor:
         optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
         return loss
 
-    parts = place.strategy.run(on_one_replica, args=(images, classes))
-    return place.strategy.reduce("SUM", parts, axis=None)
+    parts = run.strategy.run(on_one_replica, args=(images, classes))
+    return run.strategy.reduce("SUM", parts, axis=None)
 
 
 # %%
@@ -292,39 +289,45 @@ def evaluate() -> dict[str, float]:
 # %%
 # The training
 # ------------
-# A checkpoint holds the weights, Adam's averages and the step. After a kill ``Resumable`` reads it,
+# A checkpoint holds the weights, Adam's averages and the step. After a kill ``run.start`` reads it,
 # and ``train_batches`` begins where it was. The training stops early when six validations in a row
 # brought no smaller loss.
 
 tf.config.experimental.enable_op_determinism()
-training = Resumable(run, place, network, optimizer)
-writer = tf.summary.create_file_writer(run.log_dir("scores"))
+run.start([*network.variables, *optimizer.variables])
+writer = tf.summary.create_file_writer(str(run.folder / "scores"))
 spec = tf.TensorSpec([None, height, width, 1], tf.uint8)
-write_graph(run.log_dir("graph"), predict.get_concrete_function(spec))
+run.write_graph("graph", predict.get_concrete_function(spec))
 probabilities = keras.Model(network.input, keras.layers.Softmax()(network.output))
 losses = []
-left = steps - training.step if training.waited < PATIENCE else 0
 
-for images, classes in train_batches(training.step).take(left):
-    losses.append(float(train_step(*place.deal(images, classes))))
-    training.step += 1
-    if training.step % validate_every == 0 or training.step == steps:
+
+def patience_is_over() -> bool:
+    """Whether the last validations brought no smaller loss."""
+    return len(run.history) > PATIENCE and run.best not in run.history[-PATIENCE:]
+
+
+left = 0 if patience_is_over() else steps - run.step
+for images, classes in train_batches(run.step).take(left):
+    losses.append(float(train_step(*run.deal(images, classes))))
+    run.step += 1
+    if run.step % validate_every == 0 or run.step == steps:
         scores = {"train_loss": float(np.mean(losses)), **evaluate()}
-        if training.note(scores):  # the smallest validation loss so far
-            facts = {"net": args.net, "step": training.step, "validation": scores}
+        if run.note(scores):  # the smallest validation loss so far
+            facts = {"net": args.net, "step": run.step, "validation": scores}
             captcha.save_recogniser(run.path("model"), probabilities, about | facts)
-        with writer.as_default(training.step):
+        with writer.as_default(run.step):
             tf.summary.scalar("learning_rate", optimizer.learning_rate)
             for name, value in scores.items():
                 tf.summary.scalar(name, value)
         read_whole = f"whole captchas {scores['whole_captcha_accuracy']:.2%}"
         told = f"loss {np.mean(losses):.4f}, validation: loss {scores['loss']:.4f}, {read_whole}"
-        print(f"step {training.step:,} after {training.seconds:,.0f} s: {told}", flush=True)
+        print(f"step {run.step:,} after {run.train_seconds:,.0f} s: {told}", flush=True)
         losses = []
-        training.save()
-    if training.stops(training.waited >= PATIENCE):
+        run.save()
+    if run.stopped or patience_is_over():
         break
-training.close()
+run.end()
 
 # %%
 # The result
@@ -337,26 +340,26 @@ images, classes = (np.stack(part) for part in zip(*now, strict=True))  # all val
 texts = [decode_classes(row, alphabet) for row in classes]
 answers, _ = trained.read(images)
 wrong = [i for i, (text, answer) in enumerate(zip(texts, answers, strict=True)) if text != answer]
-best = training.best
+best = run.best
 assert abs(best["whole_captcha_accuracy"] - (1 - len(wrong) / len(texts))) < 1e-3
-if place.worker == 0:
+if run.worker == 0:
     captcha.save_recogniser(model_folder, trained.model, trained.about)
 print(f"The best model, of step {best['step']:,}: {readable(model_folder)}")
 
-rows = {name: [row[name] for row in training.history] for name in best}
+rows = {name: [row[name] for row in run.history] for name in best}
 missed = {"validation": [max(1 - a, 1e-4) for a in rows["whole_captcha_accuracy"]]}
 loss = {"training": rows["train_loss"], "validation": rows["loss"]}
 panels = {"Loss, sum of the heads": loss, "Share of captchas misread": missed}
 run.save_figure(curves(panels, xlabel="step", log=True, x=rows["step"]), "curves")
 shown = wrong[:24] or range(min(24, len(texts)))
 titles = [f"{texts[i]} read as {answers[i]}" for i in shown]
-figure = picture_grid(images[shown, ..., 0], titles, columns=6, size=2.0, cmap="gray")
+figure = picture_grid(images[shown, ..., 0], titles, columns=6, cmap="gray")
 run.save_figure(figure, "misread")
 names = ("whole_captcha_accuracy", "character_accuracy", "loss")
 run.finish(
-    {f"validation_{name}": best[name] for name in names} | {"steps": training.step},
+    {f"validation_{name}": best[name] for name in names} | {"steps": run.step},
     data={"source": readable(args.records), "stand_in": False},
-    train_seconds=round(training.seconds, 3),
+    train_seconds=run.train_seconds,
     parameters=network.count_params(),
-    history=training.history,
+    history=run.history,
 )

@@ -29,8 +29,8 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from data import captchas
 from models import captcha
 from utils.figures import BLUE, ORANGE, picture_grid
-from utils.run import Run, make_parser, quoted, share
-from utils.tfrecord import read_info, shards
+from utils.run import CourseParser, Run, quoted, share
+from utils.tfrecord import read_dataset
 
 BATCH_SIZE = 256
 THRESHOLDS = (0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
@@ -38,7 +38,7 @@ BINS = 15  # of confidence, as in Guo et al.
 SHOWN = 24  # images in the figure of mistakes
 plt.rcParams["text.parse_math"] = False  # "$" may be a character of the alphabet
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 add, folder = parser.add_argument, {"type": Path, "metavar": "DIR"}
 records, quick = captchas.FOLDER / "records", captchas.FOLDER / "quick" / "records"
 add("--records", **folder, default=records, quick=quick, help="the images, as TFRecords")
@@ -50,12 +50,13 @@ run = Run(parser, __file__)
 args = run.args
 
 try:
-    info = read_info(args.records)
-    about = info["about"]
+    about, splits = read_dataset(args.records)
     if about.get("kind") != "captcha":
         raise ValueError(f"{args.records} holds no captchas: name another folder, --records DIR")
     recogniser = captcha.load_recogniser(args.model, about["alphabet"], about["length"])
-    files = {split: shards(args.records, split)[0] for split in {args.split, *info["splits"]}}
+    if args.split not in splits:
+        raise ValueError(f"{args.records} has no split {args.split!r}, only {', '.join(splits)}")
+    files = {split: names for split, (names, _) in splits.items()}
 except ValueError as error:  # also what the records or the model are found to lack
     made = "Records are written by 02_images_to_tfrecords.py, models by 03_train.py"
     raise SystemExit(f"{error}\n{made}{', both with --quick' * args.quick}.") from None

@@ -37,7 +37,7 @@ from data import captchas
 from data.images import find_images
 from models import captcha
 from utils.figures import picture_grid
-from utils.run import Run, make_parser, readable, share
+from utils.run import CourseParser, Run, readable, share
 
 BATCH_SIZE = 256
 FEW, LISTED, SHOWN = 8, 100, 12  # read if none is named, printed, in the figure
@@ -133,7 +133,7 @@ def report(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
+    parser = CourseParser(__doc__)
     add = parser.add_argument
     add("paths", nargs="*", metavar="IMAGE|FOLDER", help="by default some that 01 drew")
     model, quick = captcha.FOLDER / "compact", captcha.FOLDER / "compact-quick"

@@ -25,15 +25,15 @@ from nets import nets_factory
 
 from data.captchas import FOLDER, decode_pngs
 from utils.figures import curves
-from utils.run import Run, make_parser, positive_int, readable
-from utils.tfrecord import read_info, shards
+from utils.run import CourseParser, Run, positive_int, readable
+from utils.tfrecord import read_dataset
 
 BATCH_SIZE = 64
 STEPS = 50  # between two looks at the network
 SIZE = (67, 160)  # the smallest height that AlexNet's layers allow, so that it is fast
 LAYERS = ("standardize", "conv1", "conv5", "fc6", "fc7", "logits")
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 parser.add_argument(
     "--records",
     type=Path,
@@ -46,13 +46,11 @@ parser.add_argument("--looks", type=positive_int, default=6, quick=1, help="of 5
 run = Run(parser, __file__)
 args = run.args
 try:
-    about = read_info(args.records)["about"]
-    (train_files, _), (validation_files, _) = (
-        shards(args.records, split) for split in ("train", "validation")
-    )
+    about, splits = read_dataset(args.records)
 except ValueError as error:
     quick = " --quick" * args.quick
     parser.error(f"{error}\nFirst run captcha_multitask/02_images_to_tfrecords.py{quick}")
+(train_files, _), (validation_files, _) = splits["train"], splits["validation"]
 length, characters = about["length"], len(about["alphabet"])
 chance = length * np.log(characters)  # the loss of a network that guesses
 tf.config.experimental.enable_op_determinism()
@@ -120,7 +118,7 @@ seen = [BATCH_SIZE * STEPS * (look + 1) for look in range(args.looks)]
 for start, network in networks.items():
     keras.utils.set_random_seed(args.seed)
     network.compile(keras.optimizers.Adam(3e-4), loss)
-    writer = tf.summary.create_file_writer(run.log_dir(start))
+    writer = tf.summary.create_file_writer(str(run.folder / start))
     stream = iter(batches)
     for number in seen:
         for images_of_step, classes in itertools.islice(stream, STEPS):

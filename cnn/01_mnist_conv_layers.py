@@ -25,8 +25,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from data import mnist
 from utils.figures import picture_grid
-from utils.run import Run, make_parser, positive_int
-from utils.summary import write_graph
+from utils.run import CourseParser, Run, positive_int
 from utils.training import warm_up_cosine
 
 HIDDEN = 256  # units of the dense layer behind the convolutions
@@ -34,7 +33,7 @@ DROPOUT = 0.5  # share of these units set to zero in training
 BATCH_SIZE = 128
 PEAK_RATE = 2e-3  # of Adam; all settings were chosen on the validation images
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--epochs", type=positive_int, default=5, quick=2, help="passes over the training images"
@@ -127,7 +126,7 @@ model.compile(
     steps_per_execution=10,  # ten steps in one call of the graph
 )
 images = tf.TensorSpec([None, 28, 28], tf.uint8, name="images")
-write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(images))
+run.write_graph("graph", tf.function(model).get_concrete_function(images))
 
 # %%
 # The training

@@ -24,8 +24,7 @@ import tensorflow as tf
 
 from data import mnist
 from utils.figures import picture_grid
-from utils.run import Run, make_parser, positive_int
-from utils.summary import variable_summaries, write_graph
+from utils.run import CourseParser, Run, positive_int
 from utils.training import warm_up_cosine
 
 HIDDEN = 256  # the settings are those of cnn/01
@@ -33,7 +32,7 @@ DROPOUT = 0.5
 BATCH_SIZE = 128
 PEAK_RATE = 2e-3
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--epochs", type=positive_int, default=5, quick=2, help="passes over the training images"
@@ -99,7 +98,7 @@ class ConvNet(tf.Module):
 network = ConvNet()
 parameters = sum(math.prod(variable.shape) for variable in network.trainable_variables)
 assert parameters == 317_066  # as many as in cnn/01
-write_graph(run.log_dir("graph"), network.__call__.get_concrete_function())
+run.write_graph("graph", network.__call__.get_concrete_function())
 
 # %%
 # The loss
@@ -158,8 +157,8 @@ def train_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 filters_at_start = network.conv1_kernel.numpy()
 batches = mnist.batches(data.train_images, data.train_labels, BATCH_SIZE, seed=run.args.seed)
-writer = tf.summary.create_file_writer(run.log_dir("train"))
-validation_writer = tf.summary.create_file_writer(run.log_dir("validation"))
+writer = tf.summary.create_file_writer(str(run.folder / "train"))
+validation_writer = tf.summary.create_file_writer(str(run.folder / "validation"))
 started = time.perf_counter()
 for epoch in range(run.args.epochs):
     for images, labels in batches:
@@ -178,7 +177,7 @@ for epoch in range(run.args.epochs):
         tf.summary.scalar("accuracy", validation_accuracy)
     with writer.as_default():
         for name in ("conv1", "conv2", "hidden", "logits"):
-            variable_summaries(f"{name}_kernel", getattr(network, f"{name}_kernel"), step)
+            tf.summary.histogram(f"{name}_kernel", getattr(network, f"{name}_kernel"), step)
 train_seconds = time.perf_counter() - started
 
 # %%
@@ -192,7 +191,6 @@ largest = np.abs(filters).max()
 figure = picture_grid(
     filters[:, :, 0].transpose(2, 0, 1),
     columns=16,
-    size=0.6,
     cmap="RdBu_r",
     vmin=-largest,
     vmax=largest,

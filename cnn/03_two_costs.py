@@ -25,14 +25,14 @@ from sklearn.metrics import brier_score_loss
 
 from data import mnist
 from utils.figures import BLUE, ORANGE
-from utils.run import Run, make_parser, positive_int
+from utils.run import CourseParser, Run, positive_int
 from utils.training import warm_up_cosine
 
 RATES = (0.5, 1, 2, 4, 8)  # tried for each cost
 SURE = (0, 4, 8, 12)  # biases of digit 0 at the start: from undecided to sure and wrong
 BATCH_SIZE = 100
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--epochs", type=positive_int, default=3, quick=1, help="passes over the training images"

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from data import mnist
 from utils.figures import picture_grid
-from utils.run import ROOT, Run, make_parser, positive_int
+from utils.run import ROOT, CourseParser, Run, positive_int
 from utils.training import warm_up_cosine
 
 FILTERS = (24, 48, 48, 96, 96)  # of the five convolutions
@@ -36,7 +36,7 @@ MOMENTUM = 0.9  # of the averages in batch normalisation
 SHIFT = 2  # pixels
 SHORT = 30_000  # training images of the short run
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--epochs", type=positive_int, default=7, quick=2, help="passes over the training images"

@@ -17,10 +17,9 @@ Time: 4 s on two CPU cores, nearly all of it to import TensorFlow.
 import numpy as np
 import tensorflow as tf
 
-from utils.run import Run, make_parser
-from utils.summary import write_graph
+from utils.run import CourseParser, Run
 
-run = Run(make_parser(__doc__), __file__)
+run = Run(CourseParser(__doc__), __file__)
 tf1 = tf.compat.v1  # what TensorFlow 2 keeps of TensorFlow 1
 
 # %%
@@ -122,7 +121,7 @@ assert counts == counts_v1 == counts_function
 for name, drawn in {"product_tf1": graph, "counter_tf1": counter_graph}.items():
     with drawn.as_default():
         tf1.summary.FileWriter(run.path(name), drawn).close()
-write_graph(run.log_dir("counter_tf2"), count_up_by_one.get_concrete_function())
+run.write_graph("counter_tf2", count_up_by_one.get_concrete_function())
 
 run.finish({"product": product_value.item(), "counter": counts_function[-1]})
 

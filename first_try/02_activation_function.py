@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 from utils.figures import BLUE, ORANGE
-from utils.run import Run, make_parser
+from utils.run import CourseParser, Run
 
-run = Run(make_parser(__doc__), __file__)
+run = Run(CourseParser(__doc__), __file__)
 
 # %%
 # The comparison

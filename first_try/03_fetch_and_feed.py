@@ -17,10 +17,9 @@ Time: 4 s on two CPU cores, nearly all of it to import TensorFlow.
 import numpy as np
 import tensorflow as tf
 
-from utils.run import Run, make_parser
-from utils.summary import write_graph
+from utils.run import CourseParser, Run
 
-run = Run(make_parser(__doc__), __file__)
+run = Run(CourseParser(__doc__), __file__)
 tf1 = tf.compat.v1
 
 # %%
@@ -161,7 +160,7 @@ for number in (2, 3, 2.0, tf.constant(2.0), tf.constant(3.0)):
 
 with graph.as_default():
     tf1.summary.FileWriter(run.path("session"), graph).close()
-write_graph(run.log_dir("function"), statistics.get_concrete_function())
+run.write_graph("function", statistics.get_concrete_function())
 session.close()
 
 tracings = {f"tracings_{n}": f.experimental_get_tracing_count() for n, f in functions.items()}

@@ -19,9 +19,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from utils.run import Run, make_parser, positive_float, positive_int
+from utils.run import CourseParser, Run, positive_float, positive_int
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 parser.add_argument("--steps", type=positive_int, default=30, help="steps of gradient descent")
 parser.add_argument("--learning-rate", type=positive_float, default=0.3, help="size of a step")
 run = Run(parser, __file__)
@@ -86,7 +86,7 @@ for _ in range(STEPS):
 w, b = tf.Variable(0.0), tf.Variable(0.0)
 optimizer = keras.optimizers.SGD(RATE)
 by_optimizer = [(w.numpy(), b.numpy())]
-with tf.summary.create_file_writer(run.log_dir()).as_default():
+with tf.summary.create_file_writer(str(run.folder)).as_default():
     for step in range(STEPS):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(w * x + b - y))

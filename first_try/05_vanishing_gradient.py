@@ -17,12 +17,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from utils.run import Run, make_parser
-from utils.summary import variable_summaries
+from utils.run import CourseParser, Run
 
 LAYERS, UNITS, EXAMPLES = 10, 100, 200
 
-run = Run(make_parser(__doc__), __file__)
+run = Run(CourseParser(__doc__), __file__)
 
 # %%
 # The way back
@@ -68,10 +67,11 @@ for name, (activation, scale) in cases.items():
     left[name] = lengths / lengths[0]
     mean, deviation = np.mean(outputs[-1]), np.std(outputs[-1])
     print(f"{name:20} {left[name][-1]:14.2g} {mean:14.2f} {deviation:8.2f}")
-    with tf.summary.create_file_writer(run.log_dir(name)).as_default():
+    with tf.summary.create_file_writer(str(run.folder / name)).as_default():
         for layer in range(LAYERS + 1):
             tf.summary.scalar("gradient_left", left[name][layer], step=layer)
-            variable_summaries("outputs", outputs[layer], step=layer)
+            tf.summary.scalar("outputs/mean", tf.reduce_mean(outputs[layer]), step=layer)
+            tf.summary.scalar("outputs/stddev", tf.math.reduce_std(outputs[layer]), step=layer)
 
 # %%
 # What to make of it

@@ -20,12 +20,12 @@ import numpy as np
 import tensorflow as tf
 
 from utils.figures import BLUE, ORANGE
-from utils.run import Run, make_parser
+from utils.run import CourseParser, Run
 
 POINTS, NOISE = 200, 0.02  # the noise's standard deviation
 UNITS, RATE, STEPS = 10, 0.3, 10_000
 
-run = Run(make_parser(__doc__), __file__)
+run = Run(CourseParser(__doc__), __file__)
 
 # %%
 # The data
@@ -82,7 +82,7 @@ def descend(parameters: list[tf.Variable]) -> None:
 
 def train(parameters: list[tf.Variable], name: str) -> np.ndarray:
     """Make all steps, log the loss as the TensorBoard run ``name``, return the output [200, 1]."""
-    with tf.summary.create_file_writer(run.log_dir(name)).as_default():
+    with tf.summary.create_file_writer(str(run.folder / name)).as_default():
         for step in range(0, STEPS, 100):
             tf.summary.scalar("loss", loss_of(parameters), step)
             descend(parameters)

@@ -22,8 +22,7 @@ import tensorflow as tf
 
 from data import mnist
 from utils.figures import curves, picture_grid
-from utils.run import Run, make_parser, positive_int
-from utils.summary import variable_summaries, write_graph
+from utils.run import CourseParser, Run, positive_int
 from utils.training import warm_up_cosine
 
 HIDDEN = (500, 300)  # units of the two hidden layers
@@ -32,7 +31,7 @@ BATCH_SIZE = 128
 PEAK_RATE = 1.5e-3  # of Adam; all settings were chosen on the validation images
 MEAN, DEVIATION = 33.3, 78.6  # of MNIST's training pixels
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--epochs", type=positive_int, default=12, quick=2, help="passes over the training images"
@@ -108,8 +107,8 @@ model.compile(
 # and histograms of all weights (``hidden1/kernel``: a flat block at step 0, a bell with long tails
 # later) and the loss of the first 5,000 *training* images, without dropout.
 images = tf.TensorSpec([None, 28, 28], tf.uint8, name="images")
-write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(images))
-writer = tf.summary.create_file_writer(run.log_dir("weights"))
+run.write_graph("graph", tf.function(model).get_concrete_function(images))
+writer = tf.summary.create_file_writer(str(run.folder / "weights"))
 plain = mnist.batches(data.train_images[:5_000], data.train_labels[:5_000], 500)
 plain_loss = []  # without dropout
 
@@ -119,7 +118,7 @@ def look(epoch: int) -> None:
     plain_loss.append(model.evaluate(plain, verbose=0)[0])
     with writer.as_default():
         for weight in model.trainable_variables:
-            variable_summaries(weight.path, weight, step=epoch)
+            tf.summary.histogram(weight.path, weight, step=epoch)
         writer.flush()
 
 

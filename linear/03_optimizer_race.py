@@ -25,12 +25,12 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hp
 
 from data import mnist
-from utils.run import Run, make_parser, positive_int
+from utils.run import CourseParser, Run, positive_int
 from utils.training import warm_up_cosine
 
 BATCH_SIZE = 128
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--epochs", type=positive_int, default=3, quick=1, help="passes over the training images"
@@ -197,7 +197,7 @@ for start in range(run.args.runs):
         accuracies[name].append(score(data.test_images, data.test_labels)[1])
         for rate, loss in tried.items():
             trial = f"{name}-{start}-{rate:.3g}"
-            with tf.summary.create_file_writer(run.log_dir(f"trials/{trial}")).as_default():
+            with tf.summary.create_file_writer(str(run.folder / f"trials/{trial}")).as_default():
                 hp.hparams({"optimizer": name, "rate": rate, "start": start}, trial_id=trial)
                 tf.summary.scalar("validation_loss", loss, step=steps)
                 if rate == best:

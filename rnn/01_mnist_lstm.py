@@ -26,8 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from data import mnist
-from utils.run import Run, make_parser, positive_int
-from utils.summary import variable_summaries, write_graph
+from utils.run import CourseParser, Run, positive_int
 from utils.training import warm_up_cosine
 
 UNITS = 128  # of the LSTM
@@ -36,7 +35,7 @@ SHIFT = 1  # pixels by which training images are moved at most
 BATCH_SIZE = 128
 PEAK_RATE = 6e-3  # of Adam; all settings were chosen on the validation images
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--epochs", type=positive_int, default=7, quick=4, help="passes over the training images"
@@ -118,19 +117,19 @@ def moved(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.roll(images, step, axis=[1, 2]), labels
 
 
-writer = tf.summary.create_file_writer(run.log_dir("weights"))
+writer = tf.summary.create_file_writer(str(run.folder / "weights"))
 
 
 def look_at_weights(step: int) -> None:
     """Write a summary of the LSTM's weights to TensorBoard."""
     with writer.as_default():
         for weight in model.get_layer("lstm").weights:
-            variable_summaries(f"lstm/{weight.name}", weight, step)
+            tf.summary.histogram(f"lstm/{weight.name}", weight, step)
 
 
 look_at_weights(0)
 images = tf.TensorSpec([None, 28, 28], tf.uint8, name="images")
-write_graph(run.log_dir("graph"), tf.function(model).get_concrete_function(images))
+run.write_graph("graph", tf.function(model).get_concrete_function(images))
 
 started = time.perf_counter()
 model.fit(

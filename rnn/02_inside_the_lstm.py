@@ -26,12 +26,12 @@ import tensorflow as tf
 
 from data import mnist
 from utils.figures import curves
-from utils.run import Run, make_parser, readable
+from utils.run import CourseParser, Run, readable
 
 OLD_UNITS = 32  # of the TensorFlow 1 cell
 NETWORKS = 5  # fresh networks of each kind, in the last part
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--model",

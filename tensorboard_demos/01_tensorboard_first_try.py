@@ -17,12 +17,12 @@ Time: 4 s on two CPU cores, nearly all of it to import TensorFlow.
 import numpy as np
 import tensorflow as tf
 
-from utils.run import Run, make_parser
+from utils.run import CourseParser, Run
 
 STEPS = 30
 RATE = 0.3
 
-run = Run(make_parser(__doc__), __file__)
+run = Run(CourseParser(__doc__), __file__)
 
 # %%
 # The model
@@ -99,7 +99,7 @@ def train_step(x: tf.Tensor, y_true: tf.Tensor) -> tf.Tensor:
 specs = tf.TensorSpec([None, 3], name="x"), tf.TensorSpec([None, 2], name="y_true")
 tf2_graph = train_step.get_concrete_function(*specs).graph
 tf2_losses = []
-with tf.summary.create_file_writer(run.log_dir("tf2")).as_default() as writer:
+with tf.summary.create_file_writer(str(run.folder / "tf2")).as_default() as writer:
     tf.summary.graph(tf2_graph)
     for step in range(STEPS):
         loss = train_step(tf.constant(inputs), tf.constant(targets))

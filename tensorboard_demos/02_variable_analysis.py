@@ -27,14 +27,14 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from data import mnist
 from utils.figures import BLUE
-from utils.run import Run, make_parser, positive_int
+from utils.run import CourseParser, Run, positive_int
 
 HIDDEN = 100  # units of each hidden layer
 BATCH_SIZE = 100
 RATE = 1e-3  # of Adam, in a healthy training
 LOOKS = 20  # how often we look at the tensors of a training
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 mnist.add_data_dir(parser)
 parser.add_argument(
     "--epochs", type=positive_int, default=2, quick=1, help="passes over the training images"
@@ -156,7 +156,7 @@ def train(name: str, scale: float = 1, rate: float = RATE, bias: float = 0) -> d
     before, dead_before = weights.numpy(), dead_units()
     losses, lines = [], []
     batches = mnist.batches(data.train_images, data.train_labels, BATCH_SIZE, seed=run.args.seed)
-    with tf.summary.create_file_writer(run.log_dir(name)).as_default() as writer:
+    with tf.summary.create_file_writer(str(run.folder / name)).as_default() as writer:
         for step, (images, labels) in enumerate(batches.repeat(run.args.epochs)):
             if step % every == 0:
                 variable_summaries("weights", weights.value, step)

@@ -30,13 +30,12 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from data.photos import example_photos
 from models import inception_v3
-from utils.run import Run, make_parser
-from utils.summary import write_graph
+from utils.run import CourseParser, Run
 
 SIZE = 299  # pixels, width and height of the network's input
 REPEATS = 10  # of a block, to measure its time
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 inception_v3.add_weights_flag(parser)
 run = Run(parser, __file__)
 
@@ -132,7 +131,7 @@ def network(images: tf.Tensor) -> tf.Tensor:
 
 
 traced = network.get_concrete_function(tf.TensorSpec([None, SIZE, SIZE, 3], name="images"))
-write_graph(run.log_dir("graph"), traced)
+run.write_graph("graph", traced)
 operations = traced.graph.get_operations()
 print(f"The graph: {len(operations):,} operations, {len(traced.variables)} variables outside it")
 

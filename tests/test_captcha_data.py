@@ -29,7 +29,7 @@ from test_tfrecord import example_by_hand, framed_records
 
 from data import captchas as lib
 from data.captchas import Captchas, LegacyImageCaptcha, load_image, resize
-from utils.tfrecord import read_info
+from utils.tfrecord import read_dataset
 
 GENERATE = "captcha_multitask/01_generate_images.py"
 CONVERT = "captcha_multitask/02_images_to_tfrecords.py"
@@ -470,12 +470,12 @@ BAD = {
 
 def records_of(out: Path) -> dict[str, list[tuple[bytes, str]]]:
     """Each split's images, PNG files, and texts, read without TensorFlow."""
-    info, splits = read_info(out), {}
-    for split, shards in info["splits"].items():
-        contents = [(out / shard["file"]).read_bytes() for shard in shards]
+    (about, written), splits = read_dataset(out), {}
+    for split, (names, _) in written.items():
+        contents = [Path(name).read_bytes() for name in names]
         items = [example_by_hand(p) for content in contents for p in framed_records(content)]
         splits[split] = [
-            (item["image"][0], lib.decode_classes(item["classes"], info["about"]["alphabet"]))
+            (item["image"][0], lib.decode_classes(item["classes"], about["alphabet"]))
             for item in items
         ]
     return splits
@@ -501,7 +501,7 @@ def test_odd_files_are_read_as_a_person_sees_them_and_bad_ones_named(tmp_path):
     assert lesson.metrics == {"images": 17, "left_out": 15, "train_images": 17}
     about = {"kind": "captcha", "alphabet": "0123456789", "length": 4, "width": 160}
     about |= {"features": {"image": "bytes, a grey PNG file", "classes": "int64 [4]"}}
-    assert read_info(out)["about"] == about | {"height": 60, "source": {}}
+    assert read_dataset(out)[0] == about | {"height": 60, "source": {}}
 
     stored = {text: png for png, text in records_of(out)["train"]}
     assert sorted(stored) == sorted(Path(name).stem[:4] for name in GOOD)
@@ -534,7 +534,7 @@ def test_texts_from_a_csv_file_and_folded(tmp_path):
     lesson = run_lesson(CONVERT, tmp_path / "run", *flags, "--fold-case")
     texts = [text for _, text in records_of(out)["train"]]
     assert sorted(texts) == ["a..", "a/b", "a/b", "b.a", "b.a"]
-    assert read_info(out)["about"]["alphabet"] == "./ab"
+    assert read_dataset(out)[0]["alphabet"] == "./ab"
     assert "Warning: each of '/'" not in lesson.output
     rejected = json.loads((tmp_path / "run" / "rejected.json").read_text(encoding="utf-8"))
     assert {name: fault.split(":")[0] for name, fault in rejected.items()} == {
@@ -546,7 +546,7 @@ def test_texts_from_a_csv_file_and_folded(tmp_path):
     lesson = run_lesson(CONVERT, tmp_path / "run", *flags)
     texts = [text for _, text in records_of(out)["train"]]
     assert sorted(texts) == sorted(text.strip() for _, text in rows[:5])
-    assert read_info(out)["about"]["alphabet"] == "./ABab"
+    assert read_dataset(out)[0]["alphabet"] == "./ABab"
     assert "Warning: each of 'AB' occurs fewer than 3 times" in lesson.output
 
 
@@ -597,7 +597,7 @@ def test_records_hold_the_files_as_two_other_readers_see_them(chain):
     import tensorflow as tf
 
     folder, out = chain.variables["folder"], chain.variables["out"]
-    about = read_info(out)["about"]
+    about = read_dataset(out)[0]
     source = about.pop("source")
     assert about.pop("features") == {"image": "bytes, a grey PNG file", "classes": "int64 [5]"}
     assert about == {

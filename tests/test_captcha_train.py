@@ -28,7 +28,7 @@ from helpers import ROOT, Lesson, make_example, run_lesson, start_child
 from data.captchas import ALPHABETS, Captchas, encode_text, png_file
 from models import captcha
 from utils import training
-from utils.tfrecord import read_info, shards, write_dataset
+from utils.tfrecord import read_dataset, write_dataset
 
 SCRIPT = "captcha_multitask/03_train.py"
 DIGITS = ALPHABETS["digits"]
@@ -258,7 +258,7 @@ def test_scores_count_every_image_once(whole, monkeypatch):
 
 
 def raw_records(records: Path) -> list[bytes]:
-    return [*tf.data.TFRecordDataset(shards(records, "train")[0]).as_numpy_iterator()]
+    return [*tf.data.TFRecordDataset(read_dataset(records)[1]["train"][0]).as_numpy_iterator()]
 
 
 def test_each_epoch_has_each_record_once_in_an_order_of_seed_and_epoch(whole, records, monkeypatch):
@@ -309,9 +309,9 @@ def test_the_shares_of_two_workers_are_the_batch_and_each_decodes_its_own(whole,
     monkeypatch.setitem(names, "decode_pngs", counting)
     found = []
     for worker in (0, 1):
-        place = object.__new__(training.Place)
-        place.worker, place.workers, place.replicas = worker, 2, 2
-        monkeypatch.setitem(names, "share", place.share(BATCH))
+        run = object.__new__(training.TrainingRun)
+        run.worker, run.workers, run.replicas = worker, 2, 2
+        monkeypatch.setitem(names, "share", run.share(BATCH))
         found.append(take(batches(0), 10))
         assert {*decoded} == {BATCH // 2}
     monkeypatch.setitem(names, "share", slice(0, BATCH))
@@ -355,32 +355,36 @@ def test_all_shifts_are_equally_likely(whole, monkeypatch):
 
 def strike_at(moment: str, strike: Callable[[], None]) -> None:
     """Call ``strike`` at a moment of the training to come, such as ``"saved 6"``: when step 6 is
-    ``"done"``, when it is ``"noted"`` and the model is about to be saved, while ``"saving"``, the
-    history being written and the checkpoint not, or when it is ``"saved"``."""
+    ``"done"``, when it is ``"noted"`` and the model is about to be saved, while ``"saving"`` and
+    nothing is written yet, or when all is ``"written"`` under another name, or ``"saved"``."""
     kind, number = moment.split()
-    number, struck, manager = int(number), [], tf.train.CheckpointManager
-    stops, note, save = training.Resumable.stops, training.Resumable.note, manager.save
+    run, struck, savez = training.TrainingRun, [], np.savez
+    deal, note, save = run.deal, run.note, run.save
 
-    def at(kind_now: str, step: int) -> None:
-        if (kind_now, step) == (kind, number) and not struck:
+    def at(now: str, step: int) -> None:
+        if (now, step) == (kind, int(number)) and not struck:
             struck.append(True)
             strike()
 
-    def stops_(self: Any, wish: bool) -> bool:
+    def deal_(self: Any, *batch: Any) -> Any:
         at("done", self.step)
-        return stops(self, wish)
+        return deal(self, *batch)
 
     def note_(self: Any, scores: Any) -> bool:
         at("noted", self.step)
         return note(self, scores)
 
-    def save_(self: Any, checkpoint_number: int) -> str:
-        at("saving", checkpoint_number)
-        path = save(self, checkpoint_number=checkpoint_number)
-        at("saved", checkpoint_number)
-        return path
+    def save_(self: Any) -> None:
+        def savez_(*args: Any, **arrays: Any) -> None:
+            at("saving", self.step)
+            savez(*args, **arrays)
+            at("written", self.step)
 
-    training.Resumable.stops, training.Resumable.note, manager.save = stops_, note_, save_
+        np.savez = savez_
+        save(self)
+        at("saved", self.step)
+
+    run.deal, run.note, run.save = deal_, note_, save_
 
 
 def kill() -> None:
@@ -412,9 +416,8 @@ def child(strike: str, moment: str, dropout: str, *flags: str) -> None:
     sys.argv, sys.path[:0] = [path, "--quick", *flags], [str(Path(path).parent)]
     with small_compact(float(dropout)):
         variables = runpy.run_path(path, run_name="__main__")
-    place = variables["place"]
-    counts = {"total": place.total(5 + place.worker), "replicas": place.replicas}
-    np.savez(variables["run"].folder / "state.npz", **state_of(variables), **counts)
+    run = variables["run"]
+    np.savez(run.folder / "state.npz", **state_of(variables), replicas=run.replicas)
 
 
 def finished(process: subprocess.Popen[str]) -> str:
@@ -445,12 +448,12 @@ def assert_goes_on_exactly(whole: tuple[Lesson, dict], records: Path, folder: Pa
     models = [captcha.load_recogniser(f / "best").model for f in (folder, lesson.folder.parent)]
     for mine, theirs in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert not (folder / "run" / "backup").exists()
+    assert not [*(folder / "run").glob("*.npz")]
     return resumed.output
 
 
 @pytest.mark.parametrize(
-    ("moment", "saved"), [("done 2", 0), ("done 8", 6), ("saving 6", 3), (f"saved {STEPS}", STEPS)]
+    ("moment", "saved"), [("done 2", 0), ("done 8", 6), ("written 6", 3), (f"saved {STEPS}", STEPS)]
 )
 def test_killed_and_resumed_it_ends_as_if_it_had_not_been(moment, saved, whole, records, tmp_path):
     status, output = struck(kill, moment, records, tmp_path)
@@ -465,10 +468,11 @@ def test_after_ctrl_c_the_step_at_hand_is_saved(whole, records, tmp_path):
     status, output = struck(press_ctrl_c, "done 7", records, tmp_path)
     assert status not in (0, 1, 2), output  # as a program that Ctrl-C ended
     assert "Traceback" not in output
-    (command,) = re.findall(r"the same command with (--run-dir .*)", output)
-    assert Path(command.split(maxsplit=1)[1].strip("'\"")).name == "run"
-    resumed = train(records, tmp_path, "--resume")
-    assert "Going on after step 7" in resumed.output
+    commands = re.findall(r"To go on after a stop, add --run-dir (.*)", output)
+    assert [Path(command.strip("'\"")).name for command in commands] == ["run", "run"]
+    assert output.splitlines()[-1].startswith("Stopped. To go on")
+    resumed = train(records, tmp_path)
+    assert "Going on after step 8" in resumed.output
     assert_equal_states(whole[1], state_of(resumed.variables))
     rows = [without_times(some.result["history"]) for some in (resumed, whole[0])]
     for mine, theirs in zip(*rows, strict=True):  # its training loss at 9 is of fewer steps
@@ -500,19 +504,19 @@ def test_a_training_leaves_its_result_and_its_best_model(whole):
 
 def test_it_stops_when_validation_brings_nothing_more(records, tmp_path, monkeypatch):
     losses = iter([5.0, 4.0, 4.5, 4.0, 4.2, 6.0, 5.0, 4.1, 1.0])
-    note, save = training.Resumable.note, training.Resumable.save
+    note, save = training.TrainingRun.note, training.TrainingRun.save
 
     def note_(self: Any, scores: dict[str, float]) -> bool:
         return note(self, scores | {"loss": next(losses)})
 
     def save_(self: Any) -> None:
         save(self)
-        if self.waited == 6:
+        if len(self.history) == 8:
             raise ZeroDivisionError  # in place of a kill
 
-    monkeypatch.setattr(training.Resumable, "note", note_)
+    monkeypatch.setattr(training.TrainingRun, "note", note_)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(training.Resumable, "save", save_)
+        patch.setattr(training.TrainingRun, "save", save_)
         train(records, tmp_path)
     lesson = train(records, tmp_path)  # has nothing to do but its result
     assert lesson.metrics["steps"] == 8 * EVERY, "six validations after the second"
@@ -527,14 +531,6 @@ def refused(capsys: Any, records: Path, folder: Path, *more: str | Path) -> str:
         train(records, folder, *more)
     assert stopped.value.code == 2
     return " ".join(capsys.readouterr().err.split())
-
-
-def test_other_settings_are_not_resumed(whole, records, tmp_path, capsys):
-    kept = whole[0].folder.parent
-    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
-    assert "--resume: no run" in refused(capsys, records, kept, "--resume")  # it is finished
-    assert "--resume: no run" in refused(capsys, records, kept, "--resume", "--seed", "2")
-    assert before == {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
 
 
 # ---- several devices and machines ----------------------------------------------------------
@@ -618,7 +614,6 @@ def test_two_workers_killed_and_resumed_end_with_equal_weights(pair, steady, tmp
     assert all("Going on after step 6" in output for _, output in resumed)
     folders = [tmp_path / "run", tmp_path / "run" / "worker_1"]
     one, other = (saved_state(folder) for folder in folders)
-    assert one["total"] == other["total"] == 5 + 6
     assert one["replicas"] == 2
     assert_equal_states(one, other)
     assert_near(steady[1], one)
@@ -633,23 +628,13 @@ def test_two_workers_killed_and_resumed_end_with_equal_weights(pair, steady, tmp
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_cluster_that_can_not_train_is_a_sentence(records, tmp_path, capsys, monkeypatch):
-    several = ("--strategy", "multi-worker")
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    assert "needs TF_CONFIG" in refused(capsys, records, tmp_path, *several)
-    monkeypatch.setenv("TF_CONFIG", "{")
-    assert "TF_CONFIG can't be used" in refused(capsys, records, tmp_path, *several)
-    cluster = {"cluster": {"worker": ["localhost:1", "localhost:2"]}}
-    config = json.dumps(cluster | {"task": {"type": "worker", "index": 1}})
-    monkeypatch.setenv("TF_CONFIG", config)
-    monkeypatch.setattr(sys, "argv", ["03_train.py", *map(str, flags(records, tmp_path)), *several])
-    with pytest.raises(SystemExit), small_compact(0.0):
-        runpy.run_path(str(ROOT / SCRIPT), run_name="__main__")
-    assert "--run-dir" in capsys.readouterr().err
+def test_a_batch_that_the_replicas_can_not_share_is_a_sentence(
+    records, tmp_path, capsys, monkeypatch
+):
     three = SimpleNamespace(num_replicas_in_sync=3)
     monkeypatch.setitem(training.STRATEGIES, "mirrored", lambda: three)
     said = refused(capsys, records, tmp_path, "--strategy", "mirrored")
-    assert "3 replicas can't share a batch of 8 equally: take 6" in said
+    assert "3 replicas can't share a batch of 8 equally" in said
 
 
 # ---- from another recogniser ---------------------------------------------------------------
@@ -658,14 +643,15 @@ def test_a_cluster_that_can_not_train_is_a_sentence(records, tmp_path, capsys, m
 def begun(records: Path, folder: Path, source: Path) -> tuple[keras.Model, str]:
     """The network that a training from ``source`` begins with, and the layers said to be new."""
     networks: list[keras.Model] = []
-    init = training.Resumable.__init__
+    start = training.TrainingRun.start
 
-    def keep(self: Any, run: Any, place: Any, network: keras.Model, optimizer: Any) -> None:
+    def keep(self: Any, variables: Any) -> None:
+        network = sys._getframe(1).f_globals["network"]
         networks.append(keras.models.clone_model(network))
         networks[0].set_weights(network.get_weights())
-        init(self, run, place, network, optimizer)
+        start(self, variables)
 
-    with mock.patch.object(training.Resumable, "__init__", keep):
+    with mock.patch.object(training.TrainingRun, "start", keep):
         lesson = train(records, folder, "--init", source, "--steps", "1")
     (new,) = re.findall(r"^From .*new: (.*)", lesson.output, re.M)
     return networks[0], new
@@ -721,11 +707,11 @@ def test_records_and_models_that_do_not_fit(whole, records, tmp_path, capsys):
     assert "dataset.json is missing" in said
     folder = tmp_path / "numbers"
     write_dataset(folder, {"train": [1], "validation": [2]}, lambda i: make_example(number=i))
-    assert "holds no captchas" in refused(capsys, folder, tmp_path)
+    assert "has no 'alphabet': write captchas" in refused(capsys, folder, tmp_path)
     folder = tmp_path / "no_validation"
-    about = read_info(records)["about"]
+    about = read_dataset(records)[0]
     write_dataset(folder, {"train": [1]}, lambda i: make_example(number=i), about=about)
-    assert "no split 'validation'" in refused(capsys, folder, tmp_path)
+    assert "has no 'validation': write captchas" in refused(capsys, folder, tmp_path)
     assert "holds no model" in refused(capsys, records, tmp_path, "--init", tmp_path / "numbers")
     model = shutil.copytree(whole[0].folder / "model", tmp_path / "model")
     with (model / "model.keras").open("ab") as file:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data import photos
 from data.images import load_image
-from utils.tfrecord import read_info
+from utils.tfrecord import read_dataset
 
 SCRIPT = "inception_v3/slim_train/01_images_to_tfrecords.py"
 CLASSES = ("daisy", "red rose", "郁金香")
@@ -124,7 +124,7 @@ def test_another_reader_finds_every_photo_once(written, folder):
 def test_the_split_is_that_of_pool3_train_and_the_training_photos_are_known(written, folder):
     scan = photos.scan(folder, 1)
     parts = photos.split(scan.photos, 10, 10)
-    about = read_info(written[0])["about"]
+    about = read_dataset(written[0])[0]
     for split, some in contents(written[0]).items():
         names = {record["image/filename"].decode() for record in some}
         assert names == {f"{photo.label}/{photo.path.name}" for photo in parts[split]}
@@ -162,7 +162,7 @@ def test_the_same_photos_give_the_same_bytes_and_no_split_is_left_from_before(
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     convert(folder, tmp_path, "--testing-percentage", 0)
     assert not list((tmp_path / "records").glob("test_*"))
-    assert set(read_info(tmp_path / "records")["splits"]) == {"train", "validation"}
+    assert set(read_dataset(tmp_path / "records")[1]) == {"train", "validation"}
     convert(folder, tmp_path)
     for file in written[0].glob("*.tfrecord"):
         assert (tmp_path / "records" / file.name).read_bytes() == file.read_bytes()

@@ -35,14 +35,14 @@ from utils import training
 def child(kill_after: str, *flags: str) -> None:
     """The lesson in a process of its own, killed when so many steps are done; its state goes into
     the run's folder."""
-    stops = training.Resumable.stops
+    deal = training.TrainingRun.deal
 
-    def kill(self: Any, wish: bool) -> bool:
+    def kill(self: Any, *batch: Any) -> Any:
         if self.step == int(kill_after):
             os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no -9
-        return stops(self, wish)
+        return deal(self, *batch)
 
-    training.Resumable.stops = kill
+    training.TrainingRun.deal = kill
     path = str(ROOT / SCRIPT)
     sys.argv = [path, "--quick", *flags]
     with small_network(dropout=False):
@@ -69,7 +69,7 @@ def test_killed_between_two_saves_it_ends_as_if_it_had_not_been(whole, records, 
     assert process.returncode not in (0, 1, 2), output
     assert not (tmp_path / "run" / "result.json").exists()
     assert not any((tmp_path / "best").iterdir())
-    resumed = train(records, tmp_path, *STEM, "--resume", dropout=False)
+    resumed = train(records, tmp_path, *STEM, dropout=False)
     assert "Going on after step 4" in resumed.output
     steps = [int(step) for step in re.findall(r"^step (\d+) after", resumed.output, re.M)]
     assert steps == list(range(6, STEPS + 1, EVERY))

@@ -21,7 +21,7 @@ from models import inception_v3
 from models.classifier import load_classifier, save_classifier, whole_model
 from models.inception_v3 import Weights
 from utils import training
-from utils.tfrecord import shards, write_dataset
+from utils.tfrecord import read_dataset, write_dataset
 
 SCRIPT = "inception_v3/slim_train/02_train_image_classifier.py"
 CLASSES = ("circles", "crosses", "red stripes", "三角形")
@@ -188,7 +188,7 @@ def take(batches: tf.data.Dataset, count: int) -> list[tuple[np.ndarray, np.ndar
 def test_the_batches_follow_from_seed_and_step(whole, records, monkeypatch):
     variables = whole[0].variables
     epoch, batches = variables["epoch"], variables["train_batches"]
-    stored = [*tf.data.TFRecordDataset(shards(records, "train")[0]).as_numpy_iterator()]
+    stored = [*tf.data.TFRecordDataset(read_dataset(records)[1]["train"][0]).as_numpy_iterator()]
     orders = [[stored.index(r) for r in epoch(tf.constant(k, tf.int64)).as_numpy_iterator()]
               for k in (0, 1, 0)]  # fmt: skip
     assert sorted(orders[0]) == [*range(TRAIN)]
@@ -306,20 +306,21 @@ def layers_of(body: keras.Model, kind: type) -> list[Any]:
 def test_heads_first_then_the_upper_parts_and_statistics_stay(records, tmp_path):
     kernels: list[list[np.ndarray]] = []
     bodies: list[keras.Model] = []
-    stops = training.Resumable.stops
+    deal = training.TrainingRun.deal
 
     def body(*args: Any) -> keras.Model:
         bodies.append(tiny(*args))
         return bodies[-1]
 
-    def note(self: Any, wish: bool) -> bool:
+    def note(self: Any, *batch: Any) -> Any:
         kernels.append([c.get_weights()[0] for c in layers_of(bodies[0], layers.Conv2D)])
-        return stops(self, wish)
+        return deal(self, *batch)
 
-    with mock.patch.object(training.Resumable, "stops", note):
+    with mock.patch.object(training.TrainingRun, "deal", note):
         lesson = train(records, tmp_path, "--train-from", "mixed9", "--epochs", "3", body=body)
     start = [c.get_weights()[0] for c in layers_of(tiny(found_weights("x", False)), layers.Conv2D)]
-    after_heads, end = kernels[HEADS - 1], kernels[-2]  # the last call is that of close()
+    after_heads = kernels[HEADS]  # before the step of this number
+    end = [c.get_weights()[0] for c in layers_of(bodies[0], layers.Conv2D)]
     assert len(start) == 2 + len(FULL)
     changed = [not np.array_equal(*pair) for pair in zip(start, end, strict=True)]
     assert changed == [False] * 5 + [True] * 2
@@ -382,7 +383,7 @@ def test_a_training_leaves_its_best_model_its_curves_and_no_checkpoint(whole):
         assert (about["step"], about["classes"], about["size"]) == (best["step"], [*CLASSES], SIZE)
         assert about["training_photos"] == ["ab"]
     assert lesson.metrics["validation_loss"] == best["loss"]
-    assert not (folder / "backup-1").exists()
+    assert not [*folder.glob("*.npz")]
     assert lesson.figures == ["curves", "distorted"]
     assert lesson.events("graph").has_graph
     rates = lesson.events("scores").values("learning_rate")
@@ -407,7 +408,7 @@ def refused(capsys: Any, records: Path, folder: Path, *more: str | Path) -> str:
 def test_settings_that_can_not_be(records, tmp_path, capsys):
     assert "dataset.json is missing" in refused(capsys, tmp_path / "nowhere", tmp_path)
     write_dataset(tmp_path / "numbers", {"train": [1]}, lambda i: make_example(number=i))
-    assert "holds no photos" in refused(capsys, tmp_path / "numbers", tmp_path)
+    assert "has no 'classes': write photos" in refused(capsys, tmp_path / "numbers", tmp_path)
     assert "less than 75" in refused(capsys, records, tmp_path, "--image-size", "74")
     assert "x.keras is no model" in refused(
         capsys, records, tmp_path, "--head", tmp_path / "x.keras"

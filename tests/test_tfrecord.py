@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 from helpers import make_example
 
-from utils.tfrecord import DatasetError, read_info, shards, write_dataset
+from utils.tfrecord import read_dataset, write_dataset
 
 # ---- made-up items, and two readers that owe nothing to utils/tfrecord.py ------------------
 
@@ -115,7 +115,7 @@ def example_by_hand(message: bytes) -> dict[str, list]:
 
 def numbers(folder: Path) -> list[int]:
     """What TensorFlow reads from the split ``train``, whose shards are checked first."""
-    names, count = shards(folder, "train")
+    names, count = read_dataset(folder)[1]["train"]
     spec = {"number": tf.io.FixedLenFeature([], tf.int64)}
     records = tf.data.TFRecordDataset(names)
     found = [int(tf.io.parse_single_example(r, spec)["number"]) for r in records]
@@ -180,9 +180,9 @@ def test_the_file_format_read_by_hand(tmp_path):
 def test_dataset_json_describes_the_data(tmp_path):
     about = {"classes": ["daisy", "Löwenzahn"], "height": 60}
     write_dataset(tmp_path, {"train": range(7), "one": [4]}, example_of, shards=2, about=about)
-    info = read_info(tmp_path)
-    assert info["about"] == about
-    found = {split: [s["file"] for s in some] for split, some in info["splits"].items()}
+    told, splits = read_dataset(tmp_path)
+    assert told == about
+    found = {split: [Path(name).name for name in names] for split, (names, _) in splits.items()}
     assert found == {
         "train": ["train_00000-of-00002.tfrecord", "train_00001-of-00002.tfrecord"],
         "one": ["one_00000-of-00001.tfrecord"],  # no empty shards
@@ -283,8 +283,8 @@ def test_broken_off_while_renaming_it_is_no_data_set(numbers_0_to_99, monkeypatc
         patch.setattr(Path, "replace", replace_once)
         with pytest.raises(OSError, match="the disk has gone"):
             write_dataset(numbers_0_to_99, {"train": range(200, 300)}, numbered, shards=3)
-    with pytest.raises(DatasetError, match=r"dataset\.json is missing: write the data set again"):
-        shards(numbers_0_to_99, "train")
+    with pytest.raises(ValueError, match=r"dataset\.json is missing: write the data set again"):
+        read_dataset(numbers_0_to_99)
     write_dataset(numbers_0_to_99, {"train": range(4)}, numbered)
     assert numbers(numbers_0_to_99) == [0, 1, 2, 3]
 
@@ -381,9 +381,9 @@ def test_a_cut_shard_is_named(numbers_0_to_99, place):
         left = list(tf.data.TFRecordDataset(str(path)))
         assert len(left) == (0 if place == "to nothing" else len(ends) - 1)
     with pytest.raises(
-        DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
+        ValueError, match=f"{SHARD} is cut short or altered: write the data set again"
     ):
-        shards(numbers_0_to_99, "train")
+        read_dataset(numbers_0_to_99)
 
 
 def test_any_altered_or_added_byte_of_a_shard_is_noticed(numbers_0_to_99):
@@ -394,20 +394,20 @@ def test_any_altered_or_added_byte_of_a_shard_is_noticed(numbers_0_to_99):
         altered[at] ^= 1
         path.write_bytes(altered)
         with pytest.raises(
-            DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
+            ValueError, match=f"{SHARD} is cut short or altered: write the data set again"
         ):
-            shards(numbers_0_to_99, "train")
+            read_dataset(numbers_0_to_99)
     path.write_bytes(content + b"\0")
     with pytest.raises(
-        DatasetError, match=f"{SHARD} is cut short or altered: write the data set again"
+        ValueError, match=f"{SHARD} is cut short or altered: write the data set again"
     ):
-        shards(numbers_0_to_99, "train")
+        read_dataset(numbers_0_to_99)
 
 
 def test_a_missing_shard_is_named(numbers_0_to_99):
     (numbers_0_to_99 / SHARD).unlink()
-    with pytest.raises(DatasetError, match=f"{SHARD} is missing: write the data set again"):
-        shards(numbers_0_to_99, "train")
+    with pytest.raises(ValueError, match=f"{SHARD} is missing: write the data set again"):
+        read_dataset(numbers_0_to_99)
 
 
 def test_a_damaged_dataset_json_is_refused(numbers_0_to_99):
@@ -415,19 +415,17 @@ def test_a_damaged_dataset_json_is_refused(numbers_0_to_99):
     content = path.read_bytes()
     for broken in (b"", content[: len(content) // 2], b"[]", b"7", b"{}", b"\xff\xfe"):
         path.write_bytes(broken)
-        with pytest.raises(DatasetError, match=r"dataset\.json is damaged"):
-            read_info(numbers_0_to_99)
+        with pytest.raises(ValueError, match=r"dataset\.json is damaged"):
+            read_dataset(numbers_0_to_99)
 
 
-def test_a_folder_or_split_that_is_not_there(numbers_0_to_99, tmp_path):
-    with pytest.raises(DatasetError, match=r"dataset\.json is missing: write the data set again"):
-        shards(tmp_path / "nowhere", "train")
-    with pytest.raises(DatasetError, match="has no split 'test', only train"):
-        shards(numbers_0_to_99, "test")
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"dataset\.json is missing: write the data set again"):
+        read_dataset(tmp_path / "nowhere")
 
 
 def test_the_shards_come_in_the_order_of_writing(numbers_0_to_99):
-    names, count = shards(numbers_0_to_99, "train")
+    names, count = read_dataset(numbers_0_to_99)[1]["train"]
     assert names == [str(numbers_0_to_99 / f"train_{i:05}-of-00003.tfrecord") for i in range(3)]
     assert count == 100
     assert numbers(numbers_0_to_99) == list(range(100))

@@ -25,12 +25,12 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from models.inception_v3 import CACHE, LABEL_MAP, SYNSETS, find_file
-from utils.run import Run, make_parser, readable, write_json, written_whole
+from utils.run import CourseParser, Run, readable, write_json, written_whole
 
 CLASSES, OUTPUTS = 1000, 1008  # of ImageNet's challenge, of Google's graph
 SHOWN = (105, 169, 388, 429, 545)  # nodes
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 parser.add_argument("--label-map", type=Path, metavar="FILE", help=f"{LABEL_MAP}, or one like it")
 parser.add_argument("--synsets", type=Path, metavar="FILE", help=f"{SYNSETS}, or one like it")
 run = Run(parser, __file__)

@@ -36,13 +36,13 @@ from data.images import encoded, find_images, label_fonts, load_image
 from data.photos import example_photos
 from models import inception_v3
 from utils.figures import BLUE
-from utils.run import Run, make_parser, positive_int, written_whole
+from utils.run import SKIPPED, CourseParser, Run, positive_int, written_whole
 
 SIZE = 299  # pixels, width and height of what the network sees
 DRAWN = 4  # images in the figure
 JPEG, PROBABILITIES = "DecodeJpeg/contents", "softmax"  # of Google's graph: in and out
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 parser.add_argument("paths", nargs="*", metavar="IMAGE|FOLDER", help="with all subfolders")
 inception_v3.add_weights_flag(parser)
 parser.add_argument("--graph-def", type=Path, metavar="FILE", help="a frozen graph, not Keras's")
@@ -77,10 +77,11 @@ if run.args.graph_def is None:
     weights = inception_v3.find_weights(run.args.weights, top=True, quick=run.args.quick)
     index = inception_v3.find_file(inception_v3.CLASS_INDEX, download=not run.args.quick)
     if weights.stand_in or index is None:
-        run.skip(
-            "an untrained network can't name photos, and Keras's weights or names are missing. "
-            "`python models/inception_v3.py top index` fetches them (96 MB)."
+        print(
+            "Skipped: an untrained network can't name photos, and Keras's weights or names are "
+            "missing. `python models/inception_v3.py top index` fetches them (96 MB)."
         )
+        sys.exit(SKIPPED)
     network = keras.applications.InceptionV3(weights=None)
     inception_v3.load_weights(network, weights)
     words = {

@@ -38,15 +38,14 @@ from models import classifier, inception_v3
 from utils.figures import curves
 from utils.run import (
     ROOT,
+    CourseParser,
     Run,
-    make_parser,
     positive_float,
     positive_int,
     readable,
     sha256,
     written_whole,
 )
-from utils.summary import write_graph
 
 BATCH_SIZE = 16  # photos that go through InceptionV3 together
 HIDDEN = 256  # units between the features and the logits
@@ -69,7 +68,7 @@ IDLE = {
 }
 IDLE["random_scale"] = IDLE["random_brightness"] = IDLE["random_crop"]
 IDLE["intermediate_store_frequency"] = IDLE["intermediate_output_graphs_dir"]
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 
 
 def add(name: str, **settings: object) -> None:
@@ -358,12 +357,8 @@ def train_head(train: np.ndarray, validation: np.ndarray, *callbacks: object) ->
     return head, history, stop.best_epoch
 
 
-def log_dir(name: str = "") -> str:
-    """Where TensorBoard finds the run ``name``."""
-    return str(args.summaries_dir / name) if args.summaries_dir else run.log_dir(name)
-
-
-board = keras.callbacks.TensorBoard(log_dir(), histogram_freq=1, write_graph=False)
+logs = (args.summaries_dir or run.folder).resolve()  # for TensorBoard
+board = keras.callbacks.TensorBoard(logs, histogram_freq=1, write_graph=False)
 head, history, best = train_head(train, validation, board)
 steps = (np.arange(len(history["loss"])) + 1) * args.eval_step_interval
 panels = {
@@ -488,7 +483,7 @@ with written_whole(args.output_graph) as graph_file, written_whole(labels_path) 
         same = [model(decode(file)[tf.newaxis], training=False)[0] for file in files]
         assert np.allclose(rows, same, atol=1e-4)
         classifier.save_classifier(model_path, model, about)
-        write_graph(log_dir("graph"), function)
+        run.write_graph(logs / "graph", function)
 gap = np.abs(rows - scores[test[:4]]).max()
 print(f"The graph's probabilities differ from the training's by at most {gap:.1g}")
 print(f"Trained: {readable(args.output_graph)}, {readable(labels_path)}")

@@ -41,7 +41,7 @@ from rich.progress import track
 
 from data.images import encoded, find_images, label_fonts
 from models import classifier, inception_v3
-from utils.run import ROOT, Run, make_parser, readable, share
+from utils.run import ROOT, CourseParser, Run, readable, share
 
 LISTED = 40  # photos in the table on the screen
 
@@ -189,7 +189,7 @@ def report(answers: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[st
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
+    parser = CourseParser(__doc__)
     add, pool3 = parser.add_argument, ROOT / "models" / "pool3"
     model, file = pool3 / "output_model.keras", {"type": Path, "metavar": "FILE"}
     add("paths", nargs="*", metavar="IMAGE|FOLDER", help="by default the training's test photos")

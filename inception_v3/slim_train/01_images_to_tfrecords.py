@@ -26,13 +26,13 @@ from PIL import Image
 from data import photos
 from data.images import decode, label_fonts, load_image, orientation
 from utils.figures import picture_grid
-from utils.run import ROOT, Run, make_parser, readable
-from utils.tfrecord import shards, write_dataset
+from utils.run import ROOT, CourseParser, Run, readable
+from utils.tfrecord import read_dataset, write_dataset
 
 SHARDS = 2  # files of each split
 SHOWN = 24  # photos in the figure
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 add, folder = parser.add_argument, ROOT / "data" / "slim"
 photos.add_image_dir(parser)
 quick = folder / "quick" / "records"
@@ -186,8 +186,7 @@ def read(record: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
 
 images, titles = [], []  # for the figure
 print(f"{'split':12}{'photos':>8}{'MB':>8}")
-for split in splits:
-    files, count = shards(out, split)
+for split, (files, count) in read_dataset(out)[1].items():
     for pixels, features in tf.data.TFRecordDataset(files).map(read, tf.data.AUTOTUNE):
         assert pixels.shape == (features["image/height"], features["image/width"], 3)
         if len(images) < SHOWN:
@@ -196,7 +195,7 @@ for split in splits:
     print(f"{split:12}{count:8,}{sum(Path(file).stat().st_size for file in files) / 1e6:8.1f}")
 print(f"The records are in {readable(out)}")
 
-run.save_figure(picture_grid(images, titles, columns=6, size=1.9), "records")
+run.save_figure(picture_grid(images, titles, columns=6), "records")
 run.finish(
     {"images": sum(map(len, splits.values())), "left_out": len(found.faults)}
     | {f"{split}_images": len(some) for split, some in splits.items()},

@@ -25,13 +25,13 @@ from models import inception_v3
 from models.classifier import save_classifier, whole_model
 from models.inception_v3 import add_weights_flag, backbone, blocks, find_weights, resize
 from utils.figures import curves
-from utils.run import ROOT, Run, make_parser, positive_int, readable
-from utils.tfrecord import read_info, shards
+from utils.run import ROOT, CourseParser, Run, positive_int, readable
+from utils.tfrecord import read_dataset
 
 UPPER = ("mixed8", "mixed9", "mixed10")  # the blocks that are trained with the head
 BATCH_SIZE = 16
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 add, records, models = parser.add_argument, ROOT / "data" / "slim", ROOT / "models" / "slim"
 folder = {"type": Path, "metavar": "DIR"}
 add("--records", **folder, default=records / "records", quick=records / "quick" / "records")
@@ -42,12 +42,12 @@ add("--epochs", type=positive_int, default=5, quick=1, help="of the head, and ag
 run = Run(parser, __file__)
 args = run.args
 try:
-    about = read_info(args.records)["about"]
+    about, splits = read_dataset(args.records)
     classes = about["classes"]
-    train_files, train_count = shards(args.records, "train")
-    validation_files, validation_count = shards(args.records, "validation")
-except KeyError:
-    parser.error(f"{args.records} holds no photos: write some with 01_images_to_tfrecords.py")
+    train_files, train_count = splits["train"]
+    validation_files, validation_count = splits["validation"]
+except KeyError as error:
+    parser.error(f"{args.records} has no {error}: write photos with 01_images_to_tfrecords.py")
 except ValueError as error:
     parser.error(f"{error}\nRecords are written by 01_images_to_tfrecords.py")
 weights = find_weights(args.weights, top=False, quick=args.quick, seed=args.seed)

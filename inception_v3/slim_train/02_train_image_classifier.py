@@ -14,8 +14,8 @@ You should see: a line for each validation, with its loss and the share of the p
 right, and at the end the best model in ``models/slim``. ``curves.png`` shows the training,
 ``distorted.png`` what the network gets to see of a photo.
 
-Time: about 10 minutes for 490 photos on two CPU cores, estimated. After Ctrl-C or a kill the same
-command with ``--resume`` goes on.
+Time: about 10 minutes for 490 photos on two CPU cores, estimated. After Ctrl-C or a kill it goes on
+by the same command with ``--run-dir`` and the folder that the first line names.
 """
 
 import math
@@ -32,10 +32,9 @@ from models import inception_v3
 from models.classifier import load_classifier, save_classifier, whole_model
 from models.inception_v3 import add_weights_flag, backbone, blocks, find_weights, resize, scale
 from utils.figures import curves, picture_grid
-from utils.run import ROOT, make_parser, positive_float, positive_int, readable
-from utils.summary import write_graph
-from utils.tfrecord import DatasetError, read_info, shards
-from utils.training import STRATEGIES, Place, Resumable, ResumableRun
+from utils.run import ROOT, CourseParser, positive_float, positive_int, readable
+from utils.tfrecord import read_dataset
+from utils.training import STRATEGIES, TrainingRun
 
 BUFFER = 256 * 2**20  # bytes of photos that wait to be drawn from
 CROP = 0.3  # least share of a photo that a crop keeps
@@ -52,7 +51,7 @@ RATES = {  # for heads alone, for a body with trained weights, for one without
     "adam": (0.001, 0.0001, 0.001),
 }
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 add, records, models = parser.add_argument, ROOT / "data" / "slim", ROOT / "models" / "slim"
 folder = {"type": Path, "metavar": "DIR"}
 add("--records", **folder, default=records / "records", quick=records / "quick" / "records")
@@ -68,8 +67,7 @@ add("--optimizer", choices=RATES, help="(default: rmsprop, without weights adam)
 add("--learning-rate", type=positive_float, help="of the body, at first (default: see RATES)")
 add("--decay", choices=("cosine", "exponential"), default="cosine", help="how the rate falls")
 add("--strategy", choices=STRATEGIES, default="none", help="one device, all GPUs, or many machines")
-add("--resume", action="store_true", help="go on with the last run that was stopped")
-run = ResumableRun(parser, __file__)
+run = TrainingRun(parser, __file__)
 args = run.args
 weights = find_weights(args.weights, top=False, quick=args.quick, seed=args.seed)
 scratch = weights.stand_in
@@ -77,18 +75,15 @@ size = args.image_size or (75 if scratch else 224)
 batch_size = args.batch_size or (16 if scratch else 32)
 kind = args.optimizer or ("adam" if scratch else "rmsprop")
 try:
-    place = Place(args.strategy)
-    share = place.share(batch_size)
-    about = read_info(args.records)["about"]
+    share = run.share(batch_size)
+    about, splits = read_dataset(args.records)
     classes, training_photos = about["classes"], about["training_photos"]
-    train_files, train_count = shards(args.records, "train")
-    validation_files, validation_count = shards(args.records, "validation")
+    train_files, train_count = splits["train"]
+    validation_files, validation_count = splits["validation"]
     pool3 = load_classifier(args.head) if args.head else None
     args.model.mkdir(parents=True, exist_ok=True)
-except KeyError:
-    parser.error(f"{args.records} holds no photos: write some with 01_images_to_tfrecords.py")
-except DatasetError as error:
-    parser.error(f"{error}\nRecords are written by 01_images_to_tfrecords.py")
+except KeyError as error:
+    parser.error(f"{args.records} has no {error}: write photos with 01_images_to_tfrecords.py")
 except (ValueError, OSError) as error:  # also what the model is found to lack
     parser.error(str(error))
 if size < 75:
@@ -212,8 +207,8 @@ validation = validation.batch(batch_size).prefetch(1)
 # weights there is nothing to keep.
 
 truncated = keras.initializers.TruncatedNormal  # slim's start for heads
-norm = {"momentum": 0.9, "synchronized": place.replicas > 1}
-with place.strategy.scope():
+norm = {"momentum": 0.9, "synchronized": run.replicas > 1}
+with run.strategy.scope():
     body = backbone(weights, size)
     parts = blocks(body)
     logits = layers.Dense(len(classes), kernel_initializer=truncated(stddev=0.001))
@@ -306,7 +301,7 @@ def weight_decay(variables: list[keras.Variable]) -> tf.Tensor:
 # 6 % every two epochs, as slim's did.
 
 variables = train_only((*trained_parts, "head"))
-with place.strategy.scope():
+with run.strategy.scope():
     kinds = keras.optimizers
     optimizer = {
         "rmsprop": lambda: kinds.RMSprop(rho=0.9, momentum=0.9, epsilon=1.0),
@@ -373,7 +368,7 @@ def step_of(trained: list[keras.Variable]) -> Any:
             tape.watch([variable.value for variable in trained])
             logits, *others = tf.nest.flatten(whole(images, training=True))
             main = tf.reduce_sum(cross_entropy(logits, labels)) / batch_size
-            loss = main + weight_decay(trained) / place.replicas
+            loss = main + weight_decay(trained) / run.replicas
             for other in others:
                 loss += AUXILIARY * tf.reduce_sum(cross_entropy(other, labels)) / batch_size
         gradients = tape.gradient(loss, [variable.value for variable in trained])
@@ -382,9 +377,9 @@ def step_of(trained: list[keras.Variable]) -> Any:
 
     @tf.function
     def step(number: tf.Tensor, images: Any, labels: Any) -> tf.Tensor:
-        parts = place.strategy.run(on_one_replica, args=(images, labels))
+        parts = run.strategy.run(on_one_replica, args=(images, labels))
         average(number)
-        return place.strategy.reduce("SUM", parts, axis=None)
+        return run.strategy.reduce("SUM", parts, axis=None)
 
     return step
 
@@ -402,49 +397,49 @@ def evaluate() -> dict[str, float]:
 # The training
 # ------------
 # A checkpoint holds the weights, their average, the optimizer's means and the step. After a kill
-# ``Resumable`` reads it, and ``train_batches`` begins where it was. The best model is the one with
+# ``run.start`` reads it, and ``train_batches`` begins where it was. The best model is the one with
 # the smallest validation loss: with few photos accuracies tie.
 
 tf.config.experimental.enable_op_determinism()
-training = Resumable(run, place, whole, optimizer, averages=averages)
-writer = tf.summary.create_file_writer(run.log_dir("scores"))
+run.start([*whole.variables, *optimizer.variables, *averages])
+writer = tf.summary.create_file_writer(str(run.folder / "scores"))
 spec = tf.TensorSpec([None, size, size, 3])
-write_graph(run.log_dir("graph"), predict.get_concrete_function(spec))
+run.write_graph("graph", predict.get_concrete_function(spec))
 model = whole_model(network, None, size, classes)
 told = f"{network.count_params():,} parameters, {size}×{size} pixels, {train_count:,} photos"
 print(f"InceptionV3, {told}; {steps:,} steps, {head_steps:,} of them of the heads alone")
 losses, step = [], None
 
-for images, labels in train_batches(training.step).take(steps - training.step):
-    number = training.step
+for images, labels in train_batches(run.step).take(steps - run.step):
+    number = run.step
     if step is None or number == head_steps:  # a phase begins
         step = step_of(train_only(("head",) if number < head_steps else (*trained_parts, "head")))
     optimizer.learning_rate = rate(number)
-    losses.append(float(step(tf.constant(number, tf.int64), *place.deal(images, labels))))
+    losses.append(float(step(tf.constant(number, tf.int64), *run.deal(images, labels))))
     if not math.isfinite(losses[-1]):
         raise SystemExit(f"Step {number}: the loss is no number. Try a smaller --learning-rate")
-    training.step += 1
-    if training.step % validate_every == 0 or training.step == steps:
+    run.step += 1
+    if run.step % validate_every == 0 or run.step == steps:
         swap()
         scores = {"train_loss": float(np.mean(losses)), **evaluate()}
-        if training.note(scores):  # the smallest validation loss so far
+        if run.note(scores):  # the smallest validation loss so far
             facts = {"classes": classes, "size": size, "weights": weights.source}
-            facts |= {"step": training.step, "validation": scores, "records": about["source"]}
+            facts |= {"step": run.step, "validation": scores, "records": about["source"]}
             facts |= {"training_photos": training_photos}
             save_classifier(run.path("model") / "model.keras", model, facts)
         swap()
-        with writer.as_default(training.step):
+        with writer.as_default(run.step):
             tf.summary.scalar("learning_rate", rate(number))
             for name, value in scores.items():
                 tf.summary.scalar(name, value)
         told = f"loss {scores['loss']:.3f}, {scores['accuracy']:.1%} right"
-        speed = f"step {training.step:,} after {training.seconds:,.0f} s"
+        speed = f"step {run.step:,} after {run.train_seconds:,.0f} s"
         print(f"{speed}: loss {scores['train_loss']:.3f}, validation: {told}", flush=True)
         losses = []
-        training.save()
-    if training.stops(False):
+        run.save()
+    if run.stopped:
         break
-training.close()
+run.end()
 
 # %%
 # The result
@@ -453,19 +448,19 @@ training.close()
 # the validation photos once more, now from their files. It was chosen on these photos, so its
 # accuracy there is a little flattered. The test photos had no part in any choice.
 
-trained, best = load_classifier(run.path("model")), training.best
+trained, best = load_classifier(run.path("model")), run.best
 records = tf.data.TFRecordDataset(validation_files).batch(validation_count)
 found = tf.io.parse_example(next(iter(records)), FEATURES)
 answers = dict(trained.probabilities(found["image/encoded"].numpy()))
 right = [answers[i].argmax() == label for i, label in enumerate(found["image/class/label"].numpy())]
 assert abs(np.mean(right) - best["accuracy"]) < 1.5 / validation_count
-if place.worker == 0:
+if run.worker == 0:
     save_classifier(args.model / "model.keras", trained.model, trained.about)
 print(f"The best model, of step {best['step']:,}: {readable(args.model)}")
 if not scratch:
     inception_v3.warn_unpublished(weights)
 
-rows = {name: [row[name] for row in training.history] for name in best}
+rows = {name: [row[name] for row in run.history] for name in best}
 loss = {"training": rows["train_loss"], "validation": rows["loss"]}
 panels = {"Loss, labels smoothed": loss, "Share right": {"validation": rows["accuracy"]}}
 run.save_figure(curves(panels, xlabel="step", x=rows["step"]), "curves")
@@ -476,12 +471,12 @@ for file, orientation in zip(found["image/encoded"][:3], found["image/orientatio
     pictures += [distort((file, orientation, number)) for number in numbers]
 pictures = np.clip((np.stack(pictures) + 1) / 2, 0, 1)
 titles = ["as in use", *["in training"] * 5] * 3
-run.save_figure(picture_grid(pictures, titles, columns=6, size=2), "distorted")
+run.save_figure(picture_grid(pictures, titles, columns=6), "distorted")
 run.finish(
-    {f"validation_{name}": best[name] for name in ("accuracy", "loss")} | {"steps": training.step},
+    {f"validation_{name}": best[name] for name in ("accuracy", "loss")} | {"steps": run.step},
     data={"source": about["source"], "stand_in": about["stand_in"]},
-    train_seconds=round(training.seconds, 3),
+    train_seconds=run.train_seconds,
     parameters=network.count_params(),
     weights=weights.source,
-    history=training.history,
+    history=run.history,
 )

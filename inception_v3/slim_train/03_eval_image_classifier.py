@@ -26,10 +26,10 @@ import tensorflow as tf
 from data.images import label_fonts
 from models import classifier
 from models.classifier import Classifier, ModelError
-from utils.run import ROOT, Run, make_parser, readable
-from utils.tfrecord import read_info, shards
+from utils.run import ROOT, CourseParser, Run, readable
+from utils.tfrecord import read_dataset
 
-parser = make_parser(__doc__)
+parser = CourseParser(__doc__)
 add, records, models = parser.add_argument, ROOT / "data" / "slim", ROOT / "models" / "slim"
 folder = {"type": Path, "metavar": "DIR"}
 add("--records", **folder, default=records / "records", quick=records / "quick" / "records")
@@ -64,15 +64,15 @@ def ask(model: Classifier) -> np.ndarray:
 
 
 try:
-    about = read_info(args.records)["about"]
+    about, splits = read_dataset(args.records)
     classes = about["classes"]
     model = load(args.model)
     default = args.model / "fit"
     compare = args.compare or (default if default.exists() else None)
     other = load(compare) if compare else None
-    files, count = shards(args.records, args.split)
-except KeyError:
-    parser.error(f"{args.records} holds no photos: write some with 01_images_to_tfrecords.py")
+    files, count = splits[args.split]
+except KeyError as error:
+    parser.error(f"{args.records} has no {error}: write photos with 01_images_to_tfrecords.py")
 except ValueError as error:  # what the records or the models are found to lack
     made = "Records are written by 01_images_to_tfrecords.py, models by 02_train_image_classifier"
     raise SystemExit(f"{error}\n{made}.py{', both with --quick' * args.quick}.") from None

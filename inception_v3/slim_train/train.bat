@@ -6,7 +6,7 @@ rem   inception_v3\slim_train\train.bat                TensorFlow's flower_photo
 rem   inception_v3\slim_train\train.bat my_photos --epochs 30 --image-size 299
 rem
 rem The flags are those of 02_train_image_classifier.py; --help tells them all. --quick is for all
-rem three scripts. A training that was stopped goes on with the same line and --resume.
+rem three scripts. A training that was stopped goes on with the same line and its --run-dir.
 setlocal
 set "PHOTOS="
 set "FLAGS="

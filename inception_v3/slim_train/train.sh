@@ -6,7 +6,7 @@
 #   inception_v3/slim_train/train.sh my_photos --epochs 30 --image-size 299
 #
 # The flags are those of 02_train_image_classifier.py; --help tells them all. --quick is for all
-# three scripts. A training that was stopped goes on with the same line and --resume.
+# three scripts. A training that was stopped goes on with the same line and its --run-dir.
 set -euo pipefail
 
 PHOTOS=()

@@ -95,7 +95,7 @@ def main() -> None:
     some = [some[place] for place in places]  # the same one more than once, if there are few
     metrics = {}
     with tempfile.TemporaryDirectory() as name:
-        enlarge(some[: min(args.photos, 200)], Path(name))
+        enlarge([*dict.fromkeys(some)][:: max(1, len({*some}) // 200)][: args.photos], Path(name))
         for kind, photos in {"flowers": some, "telephone": scan(Path(name)).photos}.items():
             rates = measure(photos, args.rounds, args.size)
             print(

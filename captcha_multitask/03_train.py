@@ -301,14 +301,9 @@ run.write_graph("graph", predict.get_concrete_function(spec))
 probabilities = keras.Model(network.input, keras.layers.Softmax()(network.output))
 losses = []
 
-
-def patience_is_over() -> bool:
-    """Whether the last validations brought no smaller loss."""
-    return len(run.history) > PATIENCE and run.best not in run.history[-PATIENCE:]
-
-
-left = 0 if patience_is_over() else steps - run.step
-for images, classes in train_batches(run.step).take(left):
+for images, classes in train_batches(run.step).take(steps - run.step):
+    if run.stopped or any(row is run.best for row in run.history[:-PATIENCE]):
+        break
     losses.append(float(train_step(*run.deal(images, classes))))
     run.step += 1
     if run.step % validate_every == 0 or run.step == steps:
@@ -325,8 +320,6 @@ for images, classes in train_batches(run.step).take(left):
         print(f"step {run.step:,} after {run.train_seconds:,.0f} s: {told}", flush=True)
         losses = []
         run.save()
-    if run.stopped or patience_is_over():
-        break
 run.end()
 
 # %%

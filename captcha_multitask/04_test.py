@@ -55,8 +55,7 @@ try:
         raise ValueError(f"{args.records} holds no captchas: name another folder, --records DIR")
     recogniser = captcha.load_recogniser(args.model, about["alphabet"], about["length"])
     if args.split not in splits:
-        raise ValueError(f"{args.records} has no split {args.split!r}, only {', '.join(splits)}")
-    files = {split: names for split, (names, _) in splits.items()}
+        raise ValueError(f"{args.records} has no split {args.split!r}")
 except ValueError as error:  # also what the records or the model are found to lack
     made = "Records are written by 02_images_to_tfrecords.py, models by 03_train.py"
     raise SystemExit(f"{error}\n{made}{', both with --quick' * args.quick}.") from None
@@ -81,7 +80,7 @@ FEATURES = {
 
 def parsed(split: str) -> tf.data.Dataset:
     """Batches of PNG files [b] and true classes, int64 [b, length], in the order written."""
-    records = tf.data.TFRecordDataset(files[split]).batch(BATCH_SIZE)
+    records = tf.data.TFRecordDataset(splits[split][0]).batch(BATCH_SIZE)
     examples = records.map(lambda batch: tf.io.parse_example(batch, FEATURES))
     return examples.map(lambda example: (example["image"], example["classes"]))
 
@@ -144,7 +143,7 @@ def wilson(hit: int, n: int) -> tuple[float, float]:
 # training altogether. A network that reads these as well as the others reads characters.
 
 groups = {"whole captcha": right, "character": hits.ravel()}
-if "train" in files:
+if "train" in splits:
     train_classes = parsed("train").map(lambda pngs, classes: classes).as_numpy_iterator()
     trained = {row.tobytes() for classes in train_classes for row in classes}
     unseen = np.array([row.tobytes() not in trained for row in truth])
@@ -199,7 +198,7 @@ def given(least: float, confidence: np.ndarray, right: np.ndarray) -> tuple[int,
 
 
 chosen = {}
-if "validation" in files:
+if "validation" in splits:
     truth_v, probabilities_v = read("validation")
     right_v = (probabilities_v.argmax(axis=-1) == truth_v).all(axis=1)
     _, confidence_v = recogniser.texts(probabilities_v)
@@ -221,7 +220,7 @@ if chosen:
         + quoted("python", "captcha_multitask/05_recognize.py", "--model", args.model)
         + f" --at-least {chosen['at_least']} IMAGE"
     )
-elif "validation" in files:
+elif "validation" in splits:
     print(f"No threshold keeps to {args.wrong:.3%} wrong: the model needs more training.")
 else:
     print("The data set has no validation images, so no threshold is chosen.")

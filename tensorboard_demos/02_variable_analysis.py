@@ -47,7 +47,7 @@ tf.config.experimental.enable_op_determinism()  # the same seed gives the same r
 # A tensor in four numbers and a histogram
 # ----------------------------------------
 # Nobody can look at 78,400 weights, so we look at four numbers and a histogram of them. The other
-# scripts take this function from ``utils/summary.py``.
+# scripts write the histogram alone: the Distributions tab shows its quantiles over time.
 
 
 def variable_summaries(name: str, value: tf.Tensor, step: int) -> None:

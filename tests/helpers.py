@@ -152,7 +152,7 @@ def run_quick(script: str, folder: Path, *flags: str | Path) -> Finished:
     assert isinstance(result["data"]["stand_in"], bool)
     for figure in result["figures"]:
         with Image.open(folder / figure) as image:
-            assert min(image.size) > 200
+            assert min(image.size) > 100
             assert len(image.convert("RGB").getcolors(1 << 24)) > 2, f"{figure} is blank"
     finished = Finished(done.stdout, folder, result)
     if finished.figures:

@@ -411,6 +411,8 @@ print(f"InceptionV3, {told}; {steps:,} steps, {head_steps:,} of them of the head
 losses, step = [], None
 
 for images, labels in train_batches(run.step).take(steps - run.step):
+    if run.stopped:
+        break
     number = run.step
     if step is None or number == head_steps:  # a phase begins
         step = step_of(train_only(("head",) if number < head_steps else (*trained_parts, "head")))
@@ -437,8 +439,6 @@ for images, labels in train_batches(run.step).take(steps - run.step):
         print(f"{speed}: loss {scores['train_loss']:.3f}, validation: {told}", flush=True)
         losses = []
         run.save()
-    if run.stopped:
-        break
 run.end()
 
 # %%

@@ -125,11 +125,12 @@ head_loss, head_accuracy = model.evaluate(validation, verbose=0)
 # %%
 # The upper layers too
 # --------------------
-# Now the head's gradients are small, and the body can be trained with it, at a tenth of the rate:
-# larger steps would undo what it knows. Upper layers see parts of objects, lower ones edges and
-# colours, which are the same in all photos. So only the upper three blocks are trained, and a step
-# costs less. Batch normalisation stays as it came. A model has to be compiled again when
-# ``trainable`` was changed.
+# Now the head's gradients are small, and the body can be trained with it, at a third of the rate.
+# (Larger steps undo what it knows: at the head's own rate of 0.001, 230 validation photos were read
+# worse than by the head alone.) Upper layers see parts of objects, lower ones edges and colours,
+# which are the same in all photos. So only the upper three blocks are trained, and a step costs
+# less. Batch normalisation stays as it came. A model has to be compiled again when ``trainable``
+# was changed.
 #
 # Random filters are all equally poor, so there everything is trained, with larger steps.
 
@@ -137,7 +138,7 @@ for name, some in blocks(body).items():
     for layer in some:
         norm = isinstance(layer, layers.BatchNormalization)
         layer.trainable = weights.stand_in or (name in UPPER and not norm)
-tuned = train_with(0.001 if weights.stand_in else 0.0001)
+tuned = train_with(0.001 if weights.stand_in else 0.0003)
 tuned_loss, tuned_accuracy = model.evaluate(validation, verbose=0)
 
 # %%

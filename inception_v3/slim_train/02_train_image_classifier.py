@@ -61,7 +61,7 @@ add("--head", type=Path, metavar="MODEL", help="begin with the head that pool3_t
 add("--image-size", type=positive_int, quick=75, help="pixels (default: 224, without weights 75)")
 add("--epochs", type=positive_int, quick=2, help="passes over the photos (default: 15 or 60)")
 add("--head-epochs", type=int, help="of these, for the heads alone (default: 3, with --head 0)")
-add("--train-from", choices=PARTS, help="the lowest part to train (default: mixed8 or stem)")
+add("--train-from", choices=PARTS, default="stem", help="the lowest part to train")
 add("--batch-size", type=positive_int, quick=8, help="(default: 32, without weights 16)")
 add("--optimizer", choices=RATES, help="(default: rmsprop, without weights adam)")
 add("--learning-rate", type=positive_float, help="of the body, at first (default: see RATES)")
@@ -105,8 +105,7 @@ steps = (args.epochs or (60 if scratch else 15)) * epoch_steps
 head_epochs = (0 if scratch or args.head else 3) if args.head_epochs is None else args.head_epochs
 head_steps = min(max(0, head_epochs) * epoch_steps, steps)
 validate_every = max(1, steps // VALIDATIONS)
-train_from = args.train_from or ("stem" if scratch else "mixed8")
-trained_parts = PARTS[PARTS.index(train_from) :]
+trained_parts = PARTS[PARTS.index(args.train_from) :]
 
 # %%
 # Photos in an order that follows from seed and step
@@ -217,7 +216,7 @@ with run.strategy.scope():
         head = keras.models.clone_model(pool3.model.layers[-2])  # before the softmax
     network = keras.Model(body.input, head(body.output))
     parts["head"], outputs = [head], [network.output]
-    if PARTS.index(train_from) <= PARTS.index("mixed7"):
+    if PARTS.index(args.train_from) <= PARTS.index("mixed7"):
         maps = body.get_layer("mixed7").output  # [b, 17, 17, 768] of 299 pixels
         pool = min(5, maps.shape[1])
         left = (maps.shape[1] - pool) // 3 + 1  # 5 of 17
@@ -298,7 +297,9 @@ def weight_decay(variables: list[keras.Variable]) -> tf.Tensor:
 # weights the default is Adam: on a few photos it gets going sooner.
 #
 # The rate is constant while heads are trained alone. Then it falls to 0 along half a cosine, or by
-# 6 % every two epochs, as slim's did.
+# 6 % every two epochs, as slim's did. A head from ``pool3_train`` has large weights, which make the
+# gradients below it large. It begins with a tenth of the rate: at the whole rate the network forgot
+# all that it knew in the first epoch.
 
 variables = train_only((*trained_parts, "head"))
 with run.strategy.scope():
@@ -317,7 +318,7 @@ def rate(step: int) -> float:
     heads, tuning, from_scratch = RATES[kind]
     if step < head_steps:
         return heads
-    first = args.learning_rate or (from_scratch if scratch else tuning)
+    first = args.learning_rate or (from_scratch if scratch else tuning / (10 if pool3 else 1))
     if args.decay == "exponential":
         return first * 0.94 ** ((step - head_steps) // (2 * epoch_steps))
     return first * (1 + math.cos(math.pi * (step - head_steps) / (steps - head_steps))) / 2

@@ -457,7 +457,7 @@ def main() -> int:
         return run_course(scripts, args.full, console)
     if args.command == "record":
         every = find_scripts()
-        recorded = [script for script in every if script.name.split("/")[0] in records.CHAPTERS]
+        recorded = [script for script in every if script.name not in records.UNRECORDED]
         scripts = matching(every, args.pattern) if args.pattern else recorded
         if args.readme:
             changed = records.rewrite_readmes([script.name for script in every])

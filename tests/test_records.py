@@ -11,7 +11,7 @@ from helpers import ROOT, load_script
 import course_records
 
 SCRIPTS = [script.name for script in load_script("course.py").find_scripts()]
-OURS = [name for name in SCRIPTS if name.split("/")[0] in course_records.CHAPTERS]
+OURS = [name for name in SCRIPTS if name not in course_records.UNRECORDED]
 RECORDS = {name: record for name in SCRIPTS if (record := course_records.read_record(name))}
 
 DECIMAL = re.compile(r"(?<![\w.:])(\d[\d,]*\.\d+(?:e[+-]?\d+)?)(?![\d]|\.\d)(\s?%)?")

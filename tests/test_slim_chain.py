@@ -65,7 +65,7 @@ def rows_of(lesson: Lesson) -> list[dict[str, str]]:
 
 def test_the_numbers_follow_from_the_predictions(chain):
     tested, rows = chain["03"], rows_of(chain["03"])
-    assert len(rows) == tested.result["images"] == chain["01"].metrics["test_images"]
+    assert len(rows) == tested.result["data"]["test_images"] == chain["01"].metrics["test_images"]
     assert all(row["photo"].startswith(f"{row['truth']}/") for row in rows)
     right = [row["truth"] == row["prediction"] for row in rows]
     assert tested.metrics["test_accuracy"] == pytest.approx(np.mean(right))

